@@ -1,0 +1,105 @@
+-- Step 4: which tables are watched, and who may read the feed. For people, from psql or by the commands of the same names.
+
+-- Watches a table: every change of its rows is captured from now on. May be repeated; mends triggers that are missing or disabled.
+create or replace function switchboard.watch(relation regclass) returns integer
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    class   record;
+    watch   integer;
+    grantee regrole;
+begin
+    select c.oid, c.relkind, c.relpersistence, c.relispartition, n.nspname, c.relname into strict class
+    from pg_class as c join pg_namespace as n on n.oid = c.relnamespace where c.oid = relation;
+    if class.relkind not in ('r', 'p') then
+        raise exception '% is not a table', relation
+            using hint = 'Watch the tables that it reads from.', errcode = 'wrong_object_type';
+    elsif class.relpersistence = 't' then
+        raise exception '% is a temporary table; only its own session sees it', relation using errcode = 'wrong_object_type';
+    elsif class.relispartition then
+        raise exception '% is a partition', relation
+            using hint = 'Watch the partitioned table that it belongs to.', errcode = 'wrong_object_type';
+    elsif class.nspname in ('switchboard', 'pg_catalog', 'information_schema') then
+        raise exception '% is not a table of yours', relation using errcode = 'wrong_object_type';
+    end if;
+
+    insert into switchboard.watched (relation, schema_name, table_name, key_columns)
+    values (relation, class.nspname, class.relname, switchboard.key_columns(relation))
+    on conflict on constraint watched_relation_key
+        do update set active = true, schema_name = excluded.schema_name, table_name = excluded.table_name,
+                      key_columns = excluded.key_columns
+    returning id into watch;
+
+    -- A trigger that is as it should be stays: to make it again would lock the table for nothing.
+    if not switchboard.captures(relation, 'switchboard_capture') then
+        execute format('drop trigger if exists switchboard_capture on %s', relation);
+        execute format('create trigger switchboard_capture after insert or update or delete on %s
+                        for each row execute function switchboard.capture(%L)', relation, watch);
+    end if;
+    if not switchboard.captures(relation, 'switchboard_capture_truncate') then
+        execute format('drop trigger if exists switchboard_capture_truncate on %s', relation);
+        execute format('create trigger switchboard_capture_truncate after truncate on %s
+                        for each statement execute function switchboard.capture(%L)', relation, watch);
+    end if;
+
+    for grantee in select role from switchboard.gateway_role loop
+        execute format('grant usage on schema %I to %s', class.nspname, grantee);
+        execute format('grant select on %s to %s', relation, grantee);
+    end loop;
+    return watch;
+end
+$$;
+
+-- Whether the table has this trigger of ours, enabled.
+create or replace function switchboard.captures(relation oid, trigger_name name) returns boolean
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select exists (select from pg_trigger where tgrelid = relation and tgname = trigger_name and tgenabled in ('O', 'A'))
+$$;
+
+-- Stops watching a table. What the log holds of it stays until its time is over. Returns whether it was watched.
+create or replace function switchboard.unwatch(relation regclass) returns boolean
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    was_active boolean;
+begin
+    select active into was_active from switchboard.watched where watched.relation = unwatch.relation;
+    execute format('drop trigger if exists switchboard_capture on %s', relation);
+    execute format('drop trigger if exists switchboard_capture_truncate on %s', relation);
+    update switchboard.watched set active = false where watched.relation = unwatch.relation;
+    return coalesce(was_active, false);
+end
+$$;
+
+-- Lets a role run a gateway: it may call what a gateway calls and read the watched tables, and no more.
+create or replace function switchboard.allow_gateway(role regrole) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    watched record;
+begin
+    insert into switchboard.gateway_role (role) values (allow_gateway.role) on conflict do nothing;
+    execute format('grant usage on schema switchboard to %s', role);
+    execute format('grant execute on function switchboard.number(boolean), switchboard.read(bigint, bigint, bigint, integer, bigint),
+                    switchboard.look(bigint), switchboard.open(), switchboard.tables(),
+                    switchboard.trim(interval, bigint, integer) to %s', role);
+    -- To lock the empty table is the right to number.
+    execute format('grant delete on switchboard.numbering to %s', role);
+    execute format('grant select on switchboard.step to %s', role);
+    for watched in select w.relation, w.schema_name from switchboard.watched as w
+                   where w.active and exists (select from pg_class where oid = w.relation) loop
+        execute format('grant usage on schema %I to %s', watched.schema_name, role);
+        execute format('grant select on %s to %s', watched.relation, role);
+    end loop;
+end
+$$;
+
+-- Nobody may call these but the owner and the gateways. (A trigger's function needs no right of the writer's.)
+revoke all on all functions in schema switchboard from public;
+
+select switchboard.open();

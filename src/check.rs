@@ -1,0 +1,234 @@
+//! The command `check`: says what is wrong between here and the database, and how to mend it. It changes nothing.
+
+use std::fmt;
+
+use anyhow::Result;
+use tokio_postgres::Client;
+
+use crate::install::{self, STEPS};
+use crate::listener::Listener;
+use crate::log::told;
+
+/// The oldest PostgreSQL that has what the log is made of (`xid8`, `pg_snapshot`), as `server_version_num`.
+const VERSION_LEAST: i32 = 130_000;
+
+/// One thing looked at.
+pub struct Finding {
+    /// What was looked at, and what was found.
+    pub what: String,
+    /// What it means.
+    pub state: State,
+}
+
+/// What a finding means.
+pub enum State {
+    /// As it should be.
+    Good,
+    /// It works, with this drawback.
+    Note(String),
+    /// It does not work until this is done.
+    Wrong(String),
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.state {
+            State::Good => write!(f, "good   {}", self.what),
+            State::Note(remedy) => write!(f, "note   {}\n       {remedy}", self.what),
+            State::Wrong(remedy) => write!(f, "WRONG  {}\n       {remedy}", self.what),
+        }
+    }
+}
+
+fn good(what: impl Into<String>) -> Finding {
+    Finding { what: what.into(), state: State::Good }
+}
+
+fn note(what: impl Into<String>, remedy: impl Into<String>) -> Finding {
+    Finding { what: what.into(), state: State::Note(remedy.into()) }
+}
+
+fn wrong(what: impl Into<String>, remedy: impl Into<String>) -> Finding {
+    Finding { what: what.into(), state: State::Wrong(remedy.into()) }
+}
+
+/// Looks at everything that can be looked at; stops where the rest would make no sense.
+pub async fn check(database: &tokio_postgres::Config) -> Vec<Finding> {
+    let client = match install::connect(database).await {
+        Ok(client) => client,
+        Err(error) => {
+            let remedy = "check the address, the password and that the server runs and accepts connections from here";
+            return vec![wrong(format!("cannot connect: {error:#}"), remedy)];
+        }
+    };
+    let mut findings = Vec::new();
+    if let Err(error) = look(&client, database, &mut findings).await {
+        findings.push(wrong(format!("could not look further: {error:#}"), "mend the above first, then check again"));
+    }
+    findings
+}
+
+async fn look(client: &Client, database: &tokio_postgres::Config, findings: &mut Vec<Finding>) -> Result<()> {
+    let server =
+        "select current_setting('server_version_num')::integer, current_setting('server_version'), current_user::text,
+                  current_database()::text, pg_is_in_recovery(), current_setting('session_replication_role')";
+    let server = client.query_one(server, &[]).await.map_err(told)?;
+    let (version, name): (i32, &str) = (server.get(0), server.get(1));
+    let (user, database_name): (&str, &str) = (server.get(2), server.get(3));
+    if version < VERSION_LEAST {
+        findings.push(wrong(format!("PostgreSQL {name}"), "version 13 or newer is needed; upgrade the server"));
+        return Ok(());
+    }
+    findings.push(good(format!("PostgreSQL {name}, database {database_name}, as {user}")));
+    if server.get(4) {
+        findings.push(wrong("this server is a standby", "connect to the primary: positions are given there"));
+        return Ok(());
+    }
+    if server.get::<_, &str>(5) != "origin" {
+        let remedy = "triggers are skipped for this role; undo it: alter role … reset session_replication_role";
+        findings.push(wrong("session_replication_role is not origin", remedy));
+    }
+    if !look_at_steps(client, findings).await? {
+        return Ok(());
+    }
+    look_at_rights(client, user, findings).await?;
+    look_at_doorbell(database, findings).await;
+    look_at_tables(client, findings).await?;
+    look_at_log(client, findings).await
+}
+
+/// Returns whether there is a schema to look into.
+async fn look_at_steps(client: &Client, findings: &mut Vec<Finding>) -> Result<bool> {
+    let applied = install::applied(client).await?;
+    let missing: Vec<String> = STEPS
+        .iter()
+        .filter(|(number, ..)| !applied.contains(number))
+        .map(|(number, name, _)| format!("{number} ({name})"))
+        .collect();
+    let newer = applied.iter().any(|applied| STEPS.iter().all(|(number, ..)| number != applied));
+    if applied.is_empty() {
+        findings.push(wrong("the schema \"switchboard\" is not installed", "run: switchboard install"));
+        return Ok(false);
+    }
+    if !missing.is_empty() {
+        let remedy = "an older switchboard installed it; run: switchboard install";
+        findings.push(wrong(format!("the schema lacks step {}", missing.join(", ")), remedy));
+        return Ok(false);
+    }
+    if newer {
+        findings.push(note("a newer switchboard upgraded the schema", "use that version here too"));
+    }
+    findings.push(good(format!("the schema \"switchboard\" is installed, up to step {}", STEPS.len())));
+    Ok(true)
+}
+
+async fn look_at_rights(client: &Client, user: &str, findings: &mut Vec<Finding>) -> Result<()> {
+    let sql = "select has_schema_privilege('switchboard', 'usage')
+                  and has_table_privilege('switchboard.numbering', 'delete')
+                  and bool_and(has_function_privilege(oid, 'execute'))
+               from pg_proc where pronamespace = 'switchboard'::regnamespace
+                              and proname in ('number', 'read', 'look', 'open', 'tables', 'trim')";
+    let may: Option<bool> = client.query_one(sql, &[]).await.map_err(told)?.get(0);
+    findings.push(match may {
+        Some(true) => good(format!("{user} may run a gateway")),
+        _ => wrong(
+            format!("{user} may not run a gateway"),
+            format!("as the owner, run: switchboard install --gateway-role {user}"),
+        ),
+    });
+    Ok(())
+}
+
+async fn look_at_doorbell(database: &tokio_postgres::Config, findings: &mut Vec<Finding>) {
+    match Listener::connect(database).await {
+        Err(error) => {
+            findings.push(wrong(format!("cannot listen: {error:#}"), "allow one more connection for this role"))
+        }
+        Ok(listener) => {
+            findings.push(match listener.hears {
+                true => good("the doorbell is heard"),
+                false => note(
+                    "notifications do not arrive: a transaction pooler is in the way",
+                    "gateways poll (--poll-ms); give them an address that leads to the server itself to be faster",
+                ),
+            });
+            if !listener.rings {
+                findings.push(note(
+                    "max_prepared_transactions is not 0, so writers do not ring (it would break PREPARE TRANSACTION)",
+                    "gateways poll (--poll-ms); set it to 0 and restart the server if nobody uses two-phase commit",
+                ));
+            }
+        }
+    }
+}
+
+async fn look_at_tables(client: &Client, findings: &mut Vec<Finding>) -> Result<()> {
+    let sql = "select format('%I.%I', schema_name, table_name), active, class.oid is not null,
+                      switchboard.captures(relation, 'switchboard_capture')
+                      and switchboard.captures(relation, 'switchboard_capture_truncate'),
+                      coalesce(has_table_privilege(class.oid, 'select'), false), key_columns is not null
+               from switchboard.watched left join pg_class as class on class.oid = relation order by 1";
+    let rows = match client.query(sql, &[]).await {
+        Ok(rows) => rows,
+        Err(error) => {
+            let remedy = "only the owner of the schema sees which; check as that role too";
+            findings.push(note(format!("watched tables: {}", told(error)), remedy));
+            return Ok(());
+        }
+    };
+    let watched = rows.iter().filter(|row| row.get(1));
+    if watched.clone().count() == 0 {
+        findings.push(note("no table is watched", "run: switchboard watch TABLE"));
+    }
+    for row in watched {
+        let table: &str = row.get(0);
+        let (exists, captures, readable, keyed): (bool, bool, bool, bool) =
+            (row.get(2), row.get(3), row.get(4), row.get(5));
+        findings.push(match (exists, captures, readable, keyed) {
+            (false, ..) => {
+                note(format!("{table} was dropped"), "nothing to do; if it came back, run: switchboard watch")
+            }
+            (_, false, ..) => wrong(
+                format!("{table} is watched, but its triggers are missing or disabled: changes are being lost"),
+                format!("run: switchboard watch '{table}'"),
+            ),
+            (_, _, false, _) => wrong(
+                format!("{table} is watched, but its rows cannot be read for snapshots"),
+                format!("run: grant select on {table} to this role"),
+            ),
+            (.., false) => note(
+                format!("{table} is watched, and has no primary key"),
+                "its changes have \"key\":null; clients cannot tell its rows apart",
+            ),
+            _ => good(format!("{table} is watched")),
+        });
+    }
+    Ok(())
+}
+
+async fn look_at_log(client: &Client, findings: &mut Vec<Finding>) -> Result<()> {
+    let sql = "select look.epoch, look.oldest, look.head from switchboard.look(0) as look";
+    let Ok(log) = client.query_one(sql, &[]).await else { return Ok(()) };
+    let (epoch, oldest, head): (Option<&str>, Option<i64>, Option<i64>) = (log.get(0), log.get(1), log.get(2));
+    findings.push(match (epoch, oldest, head) {
+        (Some(epoch), Some(oldest), Some(head)) => {
+            good(format!("the log holds positions {oldest} to {head} of epoch {epoch}"))
+        }
+        _ => note("the log has no epoch yet", "the first gateway that runs begins one"),
+    });
+    // Marks that have no position yet: where there are old ones, no gateway is at work, and the log grows.
+    let waiting = "select count(*), coalesce(extract(epoch from now() - min(at)), 0)::float8
+                   from (select at from switchboard.mark
+                         where xid >= (select pg_snapshot_xmax(snapshot) from switchboard.commit order by position desc limit 1)
+                         limit 100000) as waiting";
+    if let Ok(row) = client.query_one(waiting, &[]).await {
+        let (count, age): (i64, f64) = (row.get(0), row.get(1));
+        if count > 0 && age > 5.0 {
+            findings.push(note(
+                format!("{count} commits wait for their position, the oldest for {age:.0} s: no gateway is at work"),
+                "run: switchboard serve; without a gateway nothing trims the log",
+            ));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,370 @@
+//! Every setting and every bound of the program, and the command line they are read from.
+//!
+//! A setting is a flag and an environment variable `SWITCHBOARD_…` of the same name, and names its unit. Mistakes are collected and
+//! reported all at once. Bounds that nobody needs to set are the named constants at the end.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Every row change of PostgreSQL, once, in commit order, over a WebSocket.
+#[derive(Parser, Debug)]
+#[command(name = "switchboard", version, max_term_width = 100)]
+pub struct CommandLine {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+
+    /// How much to say on standard error: error, warn, info, debug or trace
+    #[arg(long, global = true, env = "SWITCHBOARD_LOG", default_value = "info", hide_env_values = true)]
+    pub log: String,
+}
+
+/// What the program can do. The groups of settings say what they are where they are defined.
+#[derive(Subcommand, Debug)]
+#[allow(missing_docs)]
+pub enum Command {
+    /// Everything on one machine: a private PostgreSQL in a folder, the switch table, the gateway and the live page
+    Dev {
+        /// The folder of the private PostgreSQL; kept between runs [default: ./switchboard-data]
+        #[arg(long, env = "SWITCHBOARD_DATA")]
+        data: Option<PathBuf>,
+        #[command(flatten)]
+        gateway: GatewayArgs,
+    },
+    /// Run the gateway beside your PostgreSQL
+    Serve {
+        #[command(flatten)]
+        database: DatabaseArgs,
+        /// Install or upgrade first, and watch these tables, comma-separated; for containers
+        #[arg(long, env = "SWITCHBOARD_INSTALL", value_name = "TABLES")]
+        install: Option<String>,
+        #[command(flatten)]
+        gateway: GatewayArgs,
+    },
+    /// Create or upgrade the schema "switchboard"; may be repeated
+    Install {
+        #[command(flatten)]
+        database: DatabaseArgs,
+        /// Also create and watch the demonstration's table, public.switch, where there is none
+        #[arg(long)]
+        switch: bool,
+        /// Let this role run a gateway, with the least rights that work
+        #[arg(long, value_name = "ROLE")]
+        gateway_role: Option<String>,
+    },
+    /// Remove the schema "switchboard" and its triggers; your tables stay as they are
+    Uninstall {
+        #[command(flatten)]
+        database: DatabaseArgs,
+    },
+    /// Capture the changes of these tables from now on
+    Watch {
+        #[command(flatten)]
+        database: DatabaseArgs,
+        /// The tables, as SQL spells them: orders, sales.orders, '"Odd Name"'
+        #[arg(required = true)]
+        tables: Vec<String>,
+    },
+    /// Stop capturing the changes of these tables
+    Unwatch {
+        #[command(flatten)]
+        database: DatabaseArgs,
+        /// The tables, as SQL spells them
+        #[arg(required = true)]
+        tables: Vec<String>,
+    },
+    /// Say what is wrong between here and the database, and how to mend it
+    Check {
+        #[command(flatten)]
+        database: DatabaseArgs,
+    },
+}
+
+/// Where the database is.
+#[derive(Args, Debug, Default)]
+pub struct DatabaseArgs {
+    /// The database: postgres://USER:PASSWORD@HOST:PORT/DATABASE; also DATABASE_URL
+    #[arg(long, env = "SWITCHBOARD_DATABASE_URL", hide_env_values = true, value_name = "URL")]
+    pub database_url: Option<String>,
+    /// A file that holds the database's URL
+    #[arg(long, env = "SWITCHBOARD_DATABASE_URL_FILE", value_name = "FILE")]
+    pub database_url_file: Option<PathBuf>,
+    /// A file that holds the password, if the URL has none
+    #[arg(long, env = "SWITCHBOARD_DATABASE_PASSWORD_FILE", value_name = "FILE")]
+    pub database_password_file: Option<PathBuf>,
+}
+
+/// The gateway's settings, as they were given.
+#[derive(Args, Debug, Clone)]
+pub struct GatewayArgs {
+    /// Where to accept connections, ADDRESS:PORT; port 0 picks a free one
+    #[arg(long, env = "SWITCHBOARD_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDRESS:PORT")]
+    pub listen: String,
+    /// How often a subscriber hears something at least, in milliseconds, 100 to 600000
+    #[arg(long, env = "SWITCHBOARD_HEARTBEAT_MS", default_value = "15000", value_name = "MS")]
+    pub heartbeat_ms: String,
+    /// How long a subscriber's socket may take nothing before it is closed, in milliseconds, 100 to 600000
+    #[arg(long, env = "SWITCHBOARD_WRITE_TIMEOUT_MS", default_value = "30000", value_name = "MS")]
+    pub write_timeout_ms: String,
+    /// How long the end may take, in milliseconds, 0 to 600000
+    #[arg(long, env = "SWITCHBOARD_STOP_TIMEOUT_MS", default_value = "10000", value_name = "MS")]
+    pub stop_timeout_ms: String,
+    /// How often to look for changes where the database cannot ring, in milliseconds, 1 to 60000
+    #[arg(long, env = "SWITCHBOARD_POLL_MS", default_value = "100", value_name = "MS")]
+    pub poll_ms: String,
+    /// How many subscribers at most, 1 to 1000000
+    #[arg(long, env = "SWITCHBOARD_SUBSCRIBERS_MAX", default_value = "20000", value_name = "COUNT")]
+    pub subscribers_max: String,
+    /// How many bytes of frames to keep for subscribers that are a little behind, 1048576 or more
+    #[arg(long, env = "SWITCHBOARD_HISTORY_BYTES_MAX", default_value = "67108864", value_name = "BYTES")]
+    pub history_bytes_max: String,
+    /// How many bytes one snapshot of current rows may take on disk, 1048576 or more
+    #[arg(long, env = "SWITCHBOARD_SNAPSHOT_BYTES_MAX", default_value = "4294967296", value_name = "BYTES")]
+    pub snapshot_bytes_max: String,
+    /// How many database connections subscribers share that catch up, 1 to 100
+    #[arg(long, env = "SWITCHBOARD_READERS_MAX", default_value = "4", value_name = "COUNT")]
+    pub readers_max: String,
+    /// How long the log keeps a commit, in seconds, 1 or more
+    #[arg(long, env = "SWITCHBOARD_RETAIN_SECONDS", default_value = "86400", value_name = "SECONDS")]
+    pub retain_seconds: String,
+    /// How many commits the log keeps, 1 or more
+    #[arg(long, env = "SWITCHBOARD_RETAIN_COMMITS_MAX", default_value = "1000000", value_name = "COUNT")]
+    pub retain_commits_max: String,
+}
+
+/// The gateway's settings, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where to accept connections.
+    pub listen: SocketAddr,
+    /// The database.
+    pub database: tokio_postgres::Config,
+    /// How often a subscriber hears something at least.
+    pub heartbeat: Duration,
+    /// How long a subscriber's socket may take nothing.
+    pub write_timeout: Duration,
+    /// How long the end may take.
+    pub stop_timeout: Duration,
+    /// How often to look for changes where the database cannot ring.
+    pub poll: Duration,
+    /// How many subscribers at most.
+    pub subscribers_max: usize,
+    /// How many bytes of frames the hub keeps.
+    pub history_bytes_max: usize,
+    /// How many bytes one snapshot may take on disk.
+    pub snapshot_bytes_max: u64,
+    /// How many database connections catching-up subscribers share.
+    pub readers_max: usize,
+    /// How long the log keeps a commit.
+    pub retain: Duration,
+    /// How many commits the log keeps.
+    pub retain_commits_max: i64,
+}
+
+/// What is wrong with the settings, one sentence each, naming the value and the remedy.
+#[derive(Debug, Default)]
+pub struct Mistakes(pub Vec<String>);
+
+impl Mistakes {
+    fn number<T>(&mut self, flag: &str, text: &str, least: T, most: T) -> T
+    where
+        T: std::str::FromStr + PartialOrd + std::fmt::Display + Copy,
+    {
+        match text.trim().parse::<T>() {
+            Ok(number) if number >= least && number <= most => return number,
+            Ok(_) => self.0.push(format!("--{flag}: {text} is out of bounds; give a number from {least} to {most}")),
+            Err(_) => self.0.push(format!("--{flag}: {text:?} is not a whole number; give one from {least} to {most}")),
+        }
+        least
+    }
+
+    fn millis(&mut self, flag: &str, text: &str, least: u64, most: u64) -> Duration {
+        Duration::from_millis(self.number(flag, text, least, most))
+    }
+}
+
+impl DatabaseArgs {
+    /// The database that is meant; what is wrong goes to `mistakes`.
+    pub fn check(&self, mistakes: &mut Mistakes) -> tokio_postgres::Config {
+        let mut read = |flag: &str, path: &PathBuf| {
+            let text = std::fs::read_to_string(path).map(|text| text.trim().to_owned());
+            text.map_err(|error| mistakes.0.push(format!("--{flag}: cannot read {}: {error}", path.display()))).ok()
+        };
+        let from_file = self.database_url_file.as_ref().map(|path| read("database-url-file", path));
+        let password = self.database_password_file.as_ref().and_then(|path| read("database-password-file", path));
+        let url = match (&self.database_url, from_file) {
+            (Some(url), None) => Some(url.clone()),
+            (Some(_), Some(_)) => {
+                mistakes.0.push("--database-url and --database-url-file exclude each other; give one".into());
+                None
+            }
+            (None, Some(url)) => url,
+            (None, None) => match std::env::var("DATABASE_URL") {
+                Ok(url) if !url.trim().is_empty() => Some(url),
+                _ => {
+                    let wanted = "no database given; set DATABASE_URL=postgres://USER:PASSWORD@HOST:PORT/DATABASE";
+                    mistakes.0.push(format!("--database-url: {wanted}"));
+                    None
+                }
+            },
+        };
+        let parsed = url.map(|url| database_config(&url, password.as_deref()));
+        parsed.and_then(|parsed| parsed.map_err(|mistake| mistakes.0.push(mistake)).ok()).unwrap_or_default()
+    }
+}
+
+/// Reads a database's URL (or `key=value` words) and adds what every connection of ours has: a name, and bounds on waiting for
+/// a link that is gone.
+pub fn database_config(url: &str, password: Option<&str>) -> Result<tokio_postgres::Config, String> {
+    // The message of the parser does not repeat the URL, which may hold a password; nor do we.
+    let mut config: tokio_postgres::Config = url.trim().parse().map_err(|error: tokio_postgres::Error| {
+        let why = std::error::Error::source(&error).map_or_else(|| error.to_string(), |source| source.to_string());
+        format!("--database-url: {why}; the form is postgres://USER:PASSWORD@HOST:PORT/DATABASE")
+    })?;
+    if config.get_hosts().is_empty() {
+        config.host("localhost");
+    }
+    if let (None, Some(password)) = (config.get_password(), password) {
+        config.password(password);
+    }
+    if config.get_application_name().is_none() {
+        config.application_name("switchboard");
+    }
+    if config.get_connect_timeout().is_none() {
+        config.connect_timeout(CONNECT_PATIENCE);
+    }
+    config.keepalives_idle(Duration::from_secs(10)).keepalives_interval(Duration::from_secs(5)).keepalives_retries(3);
+    config.tcp_user_timeout(LINK_PATIENCE);
+    Ok(config)
+}
+
+impl GatewayArgs {
+    /// The settings, with everything that is wrong in `mistakes`.
+    pub fn check(&self, database: tokio_postgres::Config, mistakes: &mut Mistakes) -> Config {
+        let listen = self.listen.parse().unwrap_or_else(|_| {
+            let text = &self.listen;
+            mistakes.0.push(format!("--listen: {text:?} is not ADDRESS:PORT; 127.0.0.1:8080 or [::]:8080 would be"));
+            SocketAddr::from(([127, 0, 0, 1], 8080))
+        });
+        Config {
+            listen,
+            database,
+            heartbeat: mistakes.millis("heartbeat-ms", &self.heartbeat_ms, 100, 600_000),
+            write_timeout: mistakes.millis("write-timeout-ms", &self.write_timeout_ms, 100, 600_000),
+            stop_timeout: mistakes.millis("stop-timeout-ms", &self.stop_timeout_ms, 0, 600_000),
+            poll: mistakes.millis("poll-ms", &self.poll_ms, 1, 60_000),
+            subscribers_max: mistakes.number("subscribers-max", &self.subscribers_max, 1, 1_000_000),
+            history_bytes_max: mistakes.number("history-bytes-max", &self.history_bytes_max, 1 << 20, usize::MAX),
+            snapshot_bytes_max: mistakes.number("snapshot-bytes-max", &self.snapshot_bytes_max, 1 << 20, u64::MAX),
+            readers_max: mistakes.number("readers-max", &self.readers_max, 1, 100),
+            retain: Duration::from_secs(mistakes.number("retain-seconds", &self.retain_seconds, 1, u32::MAX.into())),
+            retain_commits_max: mistakes.number("retain-commits-max", &self.retain_commits_max, 1, i64::MAX),
+        }
+    }
+}
+
+impl Config {
+    /// The defaults, for a database and a free port on this machine. For tests and for programs that embed the gateway.
+    pub fn new(database: tokio_postgres::Config) -> Config {
+        let line = CommandLine::try_parse_from(["switchboard", "dev", "--listen", "127.0.0.1:0"]);
+        let Ok(CommandLine { command: Command::Dev { gateway, .. }, .. }) = line else {
+            panic!("the defaults make a command line: {line:?}")
+        };
+        let mut mistakes = Mistakes::default();
+        let config = gateway.check(database, &mut mistakes);
+        assert!(
+            mistakes.0.is_empty(),
+            "the defaults are within their bounds, unless the environment says otherwise: {mistakes:?}"
+        );
+        config
+    }
+}
+
+/// How long a connection to PostgreSQL may take to come up.
+pub const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
+/// How long PostgreSQL may leave bytes of ours unacknowledged before the link counts as dead.
+pub const LINK_PATIENCE: Duration = Duration::from_secs(10);
+/// How long one statement of ours may take. Numbering the backlog of a day without a gateway is the longest.
+pub const STATEMENT_PATIENCE: Duration = Duration::from_secs(120);
+/// How often the listener tries its own link, and how long that may take.
+pub const LINK_CHECK_EVERY: Duration = Duration::from_secs(5);
+/// How long the listener waits for a doorbell of its own before it concludes that it cannot hear.
+pub const BELL_PATIENCE: Duration = Duration::from_secs(3);
+/// The first and the longest wait between two attempts to reach PostgreSQL.
+pub const RECONNECT_FIRST: Duration = Duration::from_millis(50);
+/// The longest wait between two attempts to reach PostgreSQL.
+pub const RECONNECT_MOST: Duration = Duration::from_secs(2);
+/// How often the feed looks at the log whatever the doorbell says.
+pub const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long an awake feed lets commits gather before it numbers again; the first after a rest is numbered at once.
+pub const GATHER: Duration = Duration::from_millis(5);
+/// How long a gateway leaves a doorbell to the one that leads before it numbers by itself.
+pub const FOLLOW_PATIENCE: Duration = Duration::from_millis(250);
+/// How many changes one page of the log holds at most.
+pub const PAGE_CHANGES_MAX: i32 = 1_000;
+/// After how many bytes of row values a page of the log ends (one row may be larger).
+pub const PAGE_BYTES_MAX: i64 = 1 << 20;
+/// After how many bytes of changes a commit is continued in another frame (one change may be larger).
+pub const FRAME_BYTES_MAX: usize = 256 << 10;
+/// How many bytes a subscriber writes with one call, about.
+pub const WRITE_BYTES_MAX: usize = 256 << 10;
+/// How long a client may take for its request's head.
+pub const REQUEST_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a client may take to answer our closing frame.
+pub const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
+/// How many subscribers are told to go at once when the gateway stops.
+pub const CLOSING_MAX: usize = 256;
+/// The longest message a client may send, in bytes.
+pub const MESSAGE_BYTES_MAX: usize = 64 << 10;
+/// How many bytes of answers (pongs) may wait for a client that does not read them.
+pub const ANSWER_BYTES_MAX: usize = 256 << 10;
+/// How long a finished snapshot serves others who ask for the same.
+pub const SNAPSHOT_SHARED_FOR: Duration = Duration::from_secs(1);
+/// How many of the oldest commits one statement of retention forgets.
+pub const TRIM_COMMITS_MAX: i32 = 1_000;
+/// How often retention looks.
+pub const TRIM_EVERY: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gateway(flags: &[&str]) -> (Config, Mistakes) {
+        let line = CommandLine::try_parse_from(["switchboard", "dev"].iter().chain(flags)).expect("known flags");
+        let Command::Dev { gateway, .. } = line.command else { panic!("the command was dev") };
+        let mut mistakes = Mistakes::default();
+        (gateway.check(tokio_postgres::Config::new(), &mut mistakes), mistakes)
+    }
+
+    #[test]
+    fn all_mistakes_are_reported_at_once_with_value_and_remedy() {
+        let (_, mistakes) = gateway(&["--listen", "8080", "--heartbeat-ms", "soon", "--readers-max", "0"]);
+
+        assert_eq!(
+            mistakes.0,
+            [
+                r#"--listen: "8080" is not ADDRESS:PORT; 127.0.0.1:8080 or [::]:8080 would be"#,
+                r#"--heartbeat-ms: "soon" is not a whole number; give one from 100 to 600000"#,
+                "--readers-max: 0 is out of bounds; give a number from 1 to 100",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_wrong_database_url_is_not_repeated_since_it_may_hold_a_password() {
+        let mistake = database_config("postgres://me:secret@host:notaport/db", None).expect_err("no such port");
+
+        assert!(!mistake.contains("secret"), "{mistake}");
+        assert!(mistake.contains("postgres://USER:PASSWORD@HOST:PORT/DATABASE"), "{mistake}");
+    }
+
+    #[test]
+    fn a_password_may_come_from_a_file_of_its_own() {
+        let config = database_config("postgres://me@host/db", Some("secret")).expect("a URL");
+
+        assert_eq!(config.get_password(), Some(&b"secret"[..]));
+    }
+}

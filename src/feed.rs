@@ -1,0 +1,256 @@
+//! The feed: the one loop that advances the position. It numbers what became visible, reads it, and brings it to the hub.
+//!
+//! It listens before it reads, so that nothing falls between; it sleeps only while writers know that they have to ring; and it looks
+//! once a second whatever it hears. Many gateways may do so beside each other: one leads and numbers at every ring, the others follow
+//! its news and number by themselves when there are none.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::change::{Cursor, Place};
+use crate::config::{
+    Config, FOLLOW_PATIENCE, GATHER, LINK_CHECK_EVERY, LOOK_EVERY, RECONNECT_FIRST, RECONNECT_MOST, TRIM_COMMITS_MAX,
+    TRIM_EVERY,
+};
+use crate::hub::Hub;
+use crate::listener::{Listener, Rang};
+use crate::log::{Log, Numbered, Page};
+use crate::metrics::Metrics;
+
+/// How many batches of old commits one look of retention forgets at most.
+const TRIM_BATCHES_MAX: usize = 100;
+
+/// The loop and what it works with.
+pub struct Feed {
+    config: Config,
+    log: Log,
+    hub: Arc<Hub>,
+    metrics: Arc<Metrics>,
+    nudge: Arc<Notify>,
+    /// Where the hub stands; none before the first look at the log.
+    at: Option<(Cursor, Place)>,
+}
+
+/// How to find out how far the log goes.
+enum Means {
+    /// Number what became visible.
+    Number { announce: bool },
+    /// Look how far another gateway came.
+    Look,
+}
+
+/// Which part this gateway plays, and what it knows of the others.
+struct Role {
+    leads: bool,
+    has_company: bool,
+    /// Another gateway has numbered.
+    has_news: bool,
+    asleep: bool,
+    looked: Instant,
+    checked: Instant,
+}
+
+impl Feed {
+    /// A feed from the log to the hub.
+    pub fn new(config: Config, log: Log, hub: Arc<Hub>, metrics: Arc<Metrics>) -> Feed {
+        Feed { config, log, hub, metrics, nudge: Arc::default(), at: None }
+    }
+
+    /// Wakes the feed as a doorbell would; for those who numbered beside it.
+    pub fn nudge(&self) -> Arc<Notify> {
+        self.nudge.clone()
+    }
+
+    /// Carries commits for ever. Whatever goes wrong with PostgreSQL is said, waited for and tried again.
+    pub async fn run(mut self) {
+        let mut failures = 0;
+        loop {
+            let begun = Instant::now();
+            let Err(error) = self.session().await;
+            self.hub.set_database(false);
+            self.metrics.database_lost(&format!("{error:#}"), failures);
+            failures = if begun.elapsed() > 2 * RECONNECT_MOST { 1 } else { failures + 1 };
+            let most = RECONNECT_MOST.min(RECONNECT_FIRST * 2_u32.saturating_pow(failures.min(16)));
+            // Jitter: gateways that lost the same server do not all come back at the same moment.
+            sleep(most.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+        }
+    }
+
+    /// One session with PostgreSQL, from listening to the loss of it.
+    async fn session(&mut self) -> Result<std::convert::Infallible> {
+        let mut listener = Listener::connect(&self.config.database).await?;
+        self.open().await?;
+        self.carry(Means::Number { announce: true }).await?;
+        self.hub.set_database(true);
+        self.metrics.database_found(listener.hears, listener.rings);
+        let mut role = Role::new(&listener).await?;
+        let mut trimmed = Instant::now();
+        loop {
+            self.step(&mut listener, &mut role).await?;
+            if role.checked.elapsed() >= LINK_CHECK_EVERY {
+                listener.check().await?;
+                role.checked = Instant::now();
+                self.metrics.doorbell_checked();
+            }
+            if role.leads && trimmed.elapsed() >= TRIM_EVERY {
+                self.trim().await?;
+                trimmed = Instant::now();
+            }
+        }
+    }
+
+    /// Finds out whether the positions go on where the hub stands, and begins anew where they do not.
+    async fn open(&mut self) -> Result<()> {
+        if let Some(reason) = self.log.open().await? {
+            tracing::warn!("a new epoch begins: {reason}");
+        }
+        self.log.refresh_tables().await?;
+        let (stood, _) = self.at.unzip();
+        let extent = self.log.look(stood.map_or(0, |stood| stood.position)).await?;
+        if stood.is_none_or(|stood| extent.refusal(stood).is_some()) {
+            let reason = stood.map_or("new", |stood| extent.refusal(stood).unwrap_or("nonce"));
+            if let Some(stood) = stood {
+                tracing::warn!("position {stood} is not in the log any more ({reason}): every subscriber begins anew");
+            }
+            self.hub.begin_at(extent.head, reason);
+            self.at = Some((extent.head, Place::after(extent.head.position)));
+        }
+        Ok(())
+    }
+
+    /// One look at the log, and the wait for the next.
+    async fn step(&mut self, listener: &mut Listener, role: &mut Role) -> Result<()> {
+        let means =
+            if std::mem::take(&mut role.has_news) { Means::Look } else { Means::Number { announce: role.has_company } };
+        let numbered = self.carry(means).await?;
+        if role.looked.elapsed() >= LOOK_EVERY {
+            role.look_around(listener).await?;
+            self.notice_tables().await?;
+        }
+        if numbered > 0 && role.leads {
+            role.wake(listener).await?;
+            sleep(GATHER).await;
+            return Ok(());
+        }
+        if !listener.hears || !listener.rings {
+            let _ = timeout(self.config.poll, self.nudge.notified()).await; // Either way it is time to look.
+            return Ok(());
+        }
+        if role.leads && !role.asleep {
+            role.asleep = listener.try_sleep().await?;
+            if !role.asleep {
+                // A writer is in the middle of its commit, and did not ring.
+                sleep(GATHER).await;
+            }
+            // Asleep or not, what was committed before is to be seen before any wait.
+            return Ok(());
+        }
+        self.wait(listener, role).await
+    }
+
+    /// Waits for a ring, a nudge, or the time to look anyway.
+    async fn wait(&self, listener: &mut Listener, role: &mut Role) -> Result<()> {
+        let look = LOOK_EVERY.saturating_sub(role.looked.elapsed());
+        tokio::select! {
+            rang = listener.rang() => {
+                let mut rang = rang?;
+                if rang == Rang::Bell && !role.leads {
+                    // The leader heard it too. If it does not say so, it is not what it was.
+                    rang = timeout(FOLLOW_PATIENCE, listener.rang()).await.unwrap_or(Ok(Rang::Bell))?;
+                }
+                role.has_news = rang == Rang::NewHead;
+            }
+            () = self.nudge.notified() => {}
+            () = sleep(look) => {}
+        }
+        Ok(())
+    }
+
+    /// Finds the head, reads what is new, and publishes it. Returns how many commits got their position here.
+    async fn carry(&mut self, means: Means) -> Result<i64> {
+        let numbered = match means {
+            Means::Number { announce } => self.log.number(announce).await?,
+            Means::Look => Numbered { head: self.log.look(0).await?.head.position, commits: 0 },
+        };
+        let (cursor, mut place) = self.at.context("the feed opened the log before")?;
+        while place < Place::after(numbered.head) {
+            match self.log.read(cursor.epoch, place, numbered.head).await? {
+                Page::Parts(parts) => {
+                    self.hub.publish(&parts);
+                    self.metrics.published(&parts);
+                    if let Some(last) = parts.last() {
+                        place = last.place();
+                    }
+                    let whole = parts.iter().rev().find(|part| part.last).map(|part| part.cursor);
+                    self.at = self.at.map(|(cursor, _)| (whole.unwrap_or(cursor), place));
+                }
+                Page::Overtaken => {
+                    let extent = self.log.look(place.position).await?;
+                    tracing::warn!("retention overtook the feed at {}: every subscriber begins anew", place.position);
+                    self.hub.begin_at(extent.head, "expired");
+                    self.at = Some((extent.head, Place::after(extent.head.position)));
+                    break;
+                }
+            }
+        }
+        Ok(numbered.commits)
+    }
+
+    /// Learns of tables that were watched, renamed, keyed anew or dropped meanwhile.
+    async fn notice_tables(&self) -> Result<()> {
+        self.log.refresh_tables().await.map(|_| ())
+    }
+
+    async fn trim(&self) -> Result<()> {
+        for _ in 0..TRIM_BATCHES_MAX {
+            let forgotten = self.log.trim(self.config.retain, self.config.retain_commits_max).await?;
+            self.metrics.forgotten(forgotten);
+            if forgotten < i64::from(TRIM_COMMITS_MAX) {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Role {
+    async fn new(listener: &Listener) -> Result<Role> {
+        let now = Instant::now();
+        let mut role =
+            Role { leads: false, has_company: true, has_news: false, asleep: false, looked: now, checked: now };
+        role.look_around(listener).await?;
+        Ok(role)
+    }
+
+    /// Takes the lead where it is free, and counts who else is there.
+    async fn look_around(&mut self, listener: &Listener) -> Result<()> {
+        self.looked = Instant::now();
+        if !listener.hears {
+            // Behind a pooler a lock would stay with somebody else's session. Everybody leads; numbering keeps them apart.
+            self.leads = true;
+            return Ok(());
+        }
+        self.leads = self.leads || listener.try_lead().await?;
+        self.has_company = listener.has_company().await?;
+        Ok(())
+    }
+
+    async fn wake(&mut self, listener: &Listener) -> Result<()> {
+        if std::mem::take(&mut self.asleep) { listener.wake().await } else { Ok(()) }
+    }
+}
+
+/// Beats for as long as the gateway runs, so that every subscriber hears something in every interval.
+pub async fn heart(hub: Arc<Hub>, every: Duration) {
+    let mut beat = tokio::time::interval(every);
+    beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    beat.tick().await;
+    loop {
+        beat.tick().await;
+        hub.beat();
+    }
+}

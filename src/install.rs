@@ -1,0 +1,102 @@
+//! The commands that change a database: install, uninstall, watch, unwatch. They apply `sql/`, and say what they did.
+
+use anyhow::{Context, Result, bail};
+use tokio::time::timeout;
+use tokio_postgres::{Client, NoTls};
+
+use crate::config::CONNECT_PATIENCE;
+use crate::log::told;
+
+/// The steps, in order. A released one is never edited.
+pub const STEPS: &[(i32, &str, &str)] = &[
+    (1, "log", include_str!("../sql/01_log.sql")),
+    (2, "capture", include_str!("../sql/02_capture.sql")),
+    (3, "feed", include_str!("../sql/03_feed.sql")),
+    (4, "watch", include_str!("../sql/04_watch.sql")),
+];
+const SWITCH: &str = include_str!("../sql/switch.sql");
+const UNINSTALL: &str = include_str!("../sql/uninstall.sql");
+
+/// How long a command waits for a table that is in use, as a setting of PostgreSQL's.
+const LOCK_PATIENCE: &str = "10s";
+/// Two installations at once would trip over each other; this advisory lock, of ours by its first number, makes the second wait.
+const LOCK_INSTALL: &str = "1937203812, 4";
+
+/// Connects for one command. The session ends with the client.
+pub async fn connect(database: &tokio_postgres::Config) -> Result<Client> {
+    let connecting = timeout(2 * CONNECT_PATIENCE, database.connect(NoTls));
+    let (client, connection) = connecting.await.context("PostgreSQL does not answer")?.map_err(told)?;
+    // Ends with the client; what went wrong then shows in the client's calls.
+    tokio::spawn(connection);
+    client.batch_execute(&format!("set lock_timeout = '{LOCK_PATIENCE}'; set client_min_messages = warning")).await?;
+    Ok(client)
+}
+
+/// Creates or upgrades the schema, and says which steps that took. May be repeated.
+pub async fn install(client: &mut Client, switch: bool, gateway_role: Option<&str>) -> Result<String> {
+    let transaction = client.transaction().await?;
+    transaction.batch_execute(&format!("select pg_advisory_xact_lock({LOCK_INSTALL})")).await?;
+    let applied = applied(&transaction).await?;
+    if let Some(newer) = applied.iter().find(|applied| STEPS.iter().all(|(number, ..)| number != *applied)) {
+        bail!("the database has step {newer}, which this version does not know; use a newer switchboard");
+    }
+    let mut steps = Vec::new();
+    for (number, name, sql) in STEPS.iter().filter(|(number, ..)| !applied.contains(number)) {
+        let step = async {
+            transaction.batch_execute(sql).await?;
+            let note = "insert into switchboard.step (number, name) values ($1, $2)";
+            transaction.execute(note, &[number, name]).await
+        };
+        step.await.map_err(told).with_context(|| format!("step {number}, {name}"))?;
+        steps.push(format!("{number} ({name})"));
+    }
+    let mut said = match steps.is_empty() {
+        true => format!("installed already, up to step {}", STEPS.len()),
+        false => format!("applied step {}", steps.join(", ")),
+    };
+    if switch {
+        transaction.batch_execute(SWITCH).await.map_err(told).context("the table public.switch")?;
+        said.push_str("; watching public.switch");
+    }
+    if let Some(role) = gateway_role {
+        let allow = "select switchboard.allow_gateway(quote_ident($1)::regrole)";
+        transaction.execute(allow, &[&role]).await.map_err(told).context("the gateway's role")?;
+        said.push_str(&format!("; {role} may run a gateway"));
+    }
+    transaction.commit().await.map_err(told)?;
+    Ok(said)
+}
+
+/// The numbers of the steps that the database has.
+pub async fn applied(client: &impl tokio_postgres::GenericClient) -> Result<Vec<i32>> {
+    let there = client.query_one("select to_regclass('switchboard.step') is not null", &[]).await?;
+    if !there.get::<_, bool>(0) {
+        return Ok(Vec::new());
+    }
+    let rows = client.query("select number from switchboard.step order by number", &[]).await.map_err(told)?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// Removes the schema and its triggers. Returns whether there was one.
+pub async fn uninstall(client: &Client) -> Result<bool> {
+    let was = !applied(client).await?.is_empty();
+    client.batch_execute(UNINSTALL).await.map_err(told)?;
+    Ok(was)
+}
+
+/// Watches a table, named as SQL spells it.
+pub async fn watch(client: &Client, table: &str) -> Result<()> {
+    call(client, "select switchboard.watch($1::text::regclass)", table).await.map(|_| ())
+}
+
+/// Stops watching a table. Returns whether it was watched.
+pub async fn unwatch(client: &Client, table: &str) -> Result<bool> {
+    Ok(call(client, "select switchboard.unwatch($1::text::regclass)", table).await?.get(0))
+}
+
+async fn call(client: &Client, sql: &str, table: &str) -> Result<tokio_postgres::Row> {
+    if applied(client).await?.is_empty() {
+        bail!("the database has no schema \"switchboard\"; run \"switchboard install\" first");
+    }
+    client.query_one(sql, &[&table]).await.map_err(told)
+}

@@ -1,0 +1,94 @@
+//! Switchboard: a change-feed gateway for PostgreSQL. The map.
+//!
+//! # The path of a change
+//!
+//! 1. A row changes. The trigger of `sql/02_capture.sql` writes it to the log, inside the user's transaction; while that commits, another
+//!    one draws the transaction's mark and rings the doorbell, if the feed sleeps.
+//! 2. The [`listener`] hears the doorbell and wakes the [`feed`].
+//! 3. The feed has the transaction numbered (`switchboard.number()` in `sql/03_feed.sql`), so that it has a position, and reads it
+//!    from the [`log`] as parts of commits, made of [`change`]s.
+//! 4. The [`hub`] encodes it once per kind of subscription, as the [`protocol`] says, appends it to the history that all subscribers of
+//!    that kind share, and wakes them. It waits for nobody.
+//! 5. Each [`subscriber`] takes what is new in its history and writes it to its [`socket`] with one call.
+//!
+//! A subscriber that was away, or is too slow for the history, reads the log itself and then joins the hub; one that wants the current
+//! rows first gets them from a [`snapshot`]. The [`server`] accepts connections and hands them to subscribers.
+//!
+//! ```text
+//! main ─► run ─┬─► server ─► subscriber ─┬─► hub ─► protocol ─► change
+//!              │                         ├─► snapshot ─► log
+//!              │                         └─► log ────────────► change
+//!              └─► feed ─┬─► listener
+//!                        ├─► log
+//!                        └─► hub
+//! ```
+//!
+//! Beside that path: [`config`] holds every setting and bound, [`metrics`] what is counted and logged, [`install`] and [`check`] the
+//! commands for a database, [`local`] and [`dev`] the private PostgreSQL of `switchboard dev` and of the tests.
+
+pub mod change;
+pub mod check;
+pub mod config;
+pub mod dev;
+pub mod feed;
+pub mod hub;
+pub mod install;
+pub mod listener;
+pub mod local;
+pub mod log;
+pub mod metrics;
+pub mod protocol;
+pub mod server;
+pub mod snapshot;
+pub mod socket;
+pub mod subscriber;
+
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+
+use crate::config::Config;
+use crate::feed::Feed;
+use crate::hub::Hub;
+use crate::log::Log;
+use crate::metrics::Metrics;
+use crate::snapshot::Snapshots;
+use crate::subscriber::Shared;
+
+/// Connections of the feed's own: one to number and read, one for a snapshot's numbering beside it, one to spare.
+const FEED_CONNECTIONS_MAX: usize = 3;
+
+/// Runs a gateway on a bound socket until `stop` resolves, and ends it gracefully within the stop time-out.
+///
+/// PostgreSQL need not be there; the gateway waits for it, and for its return, for ever.
+pub async fn run(config: Config, socket: TcpListener, stop: impl Future<Output = ()>) {
+    let metrics = Arc::new(Metrics::default());
+    let hub = Arc::new(Hub::new(config.history_bytes_max));
+    let feed_log = Log::new(&config.database, FEED_CONNECTIONS_MAX);
+    let readers = feed_log.with_connections(&config.database, config.readers_max);
+    let feed = Feed::new(config.clone(), feed_log.clone(), hub.clone(), metrics.clone());
+    let snapshots = Arc::new(Snapshots::new(readers.clone(), feed_log, feed.nudge(), config.snapshot_bytes_max));
+    let heartbeat = config.heartbeat;
+    let shared = Arc::new(Shared::new(config, hub.clone(), readers, snapshots, metrics));
+
+    let stopping = shared.stop.clone();
+    let feeding = tokio::spawn(feed.run());
+    let beating = tokio::spawn(feed::heart(hub, heartbeat));
+    let serving = server::serve(socket, shared);
+    let stopper = async {
+        stop.await;
+        stopping.cancel();
+    };
+    tokio::join!(serving, stopper);
+    // They run for ever, and hold nothing that has to be ended in order.
+    feeding.abort();
+    beating.abort();
+}
+
+/// Says on standard output, in one line, where the gateway can be reached. Connections are accepted from the bind on.
+pub fn announce(address: std::net::SocketAddr) {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    // Nobody may be reading; that is no reason to stop.
+    let _ = writeln!(out, "listening on http://{address} ws://{address}/v1/feed").and_then(|()| out.flush());
+}

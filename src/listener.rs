@@ -1,0 +1,186 @@
+//! The listener: one PostgreSQL session that hears the doorbell.
+//!
+//! It promises that a gap is never hidden: a session is either known to work or reported lost. The same session holds the locks that
+//! tell writers and other gateways whether this gateway sleeps, leads, or is there at all, so they vanish with it.
+//! What is new it leaves to the feed to find out.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result, bail};
+use futures_util::future::poll_fn;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::timeout;
+use tokio_postgres::{AsyncMessage, Client, NoTls};
+
+use crate::config::{BELL_PATIENCE, CONNECT_PATIENCE, LINK_PATIENCE};
+use crate::log::{told, within};
+
+/// The channel of the doorbell. Whatever the payload: look.
+pub const CHANNEL: &str = "switchboard";
+
+/// The payload by which a gateway that numbered tells the others.
+const NEW_HEAD: &str = "head";
+
+/// The advisory locks (two-number form) that `sql/` and gateways share: the first number says that they are ours.
+const LOCKS: i32 = 1_937_203_812;
+/// Held exclusively by the gateway that sleeps; writers try to share it.
+const LOCK_DOORBELL: i32 = 1;
+/// Held exclusively by the gateway that leads: it numbers at every ring, the others when it does not.
+const LOCK_LEADER: i32 = 2;
+/// Shared by all gateways, to be counted.
+const LOCK_PRESENT: i32 = 3;
+
+/// A session that listens.
+pub struct Listener {
+    client: Client,
+    heard: Arc<Heard>,
+    lost: oneshot::Receiver<String>,
+    own_channel: String,
+    /// Whether notifications arrive at all: not so behind a transaction pooler.
+    pub hears: bool,
+    /// Whether writers ring: not so where two-phase commit is enabled.
+    pub rings: bool,
+}
+
+/// What the session heard and the feed has not looked at yet.
+#[derive(Default)]
+struct Heard {
+    something: Notify,
+    bell: AtomicBool,
+    head: AtomicBool,
+    own: Notify,
+}
+
+/// What woke the feed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Rang {
+    /// Another gateway has numbered: there is something to read.
+    NewHead,
+    /// Anything else: a writer, or anybody.
+    Bell,
+}
+
+impl Listener {
+    /// Connects, listens, and finds out whether it can hear. Once this returns, no commit goes by without a ring or a lost session
+    /// (where writers ring and notifications arrive).
+    pub async fn connect(config: &tokio_postgres::Config) -> Result<Listener> {
+        let connecting = timeout(2 * CONNECT_PATIENCE, config.connect(NoTls));
+        let (client, mut connection) = connecting.await.context("PostgreSQL does not answer")?.map_err(told)?;
+        let own_channel = format!("{CHANNEL}_{:016x}", fastrand::u64(..));
+        let heard = Arc::new(Heard::default());
+        let (lose, lost) = oneshot::channel();
+        let ears = (heard.clone(), own_channel.clone());
+        // The ready-made future of the connection would discard notifications. Ends with the connection.
+        tokio::spawn(async move {
+            let (heard, own_channel) = ears;
+            let why = loop {
+                match poll_fn(|context| connection.poll_message(context)).await {
+                    Some(Ok(AsyncMessage::Notification(bell))) => {
+                        heard.note(bell.channel(), bell.payload(), &own_channel)
+                    }
+                    Some(Ok(_)) => {}
+                    Some(Err(error)) => break error.to_string(),
+                    None => break "the connection was closed".to_owned(),
+                }
+            };
+            // Nobody waits any more where the listener itself is gone.
+            let _ = lose.send(why);
+        });
+        let mut listener = Listener { client, heard, lost, own_channel, hears: false, rings: false };
+        listener.begin().await?;
+        Ok(listener)
+    }
+
+    async fn begin(&mut self) -> Result<()> {
+        let own = &self.own_channel;
+        self.query(&format!("listen {CHANNEL}; listen {own}; set statement_timeout = '10s'")).await?;
+        self.rings = self.scalar("select current_setting('max_prepared_transactions')").await? == "0";
+        self.hears = self.ring_own().await.is_ok();
+        if self.hears {
+            self.query(&format!("select pg_advisory_lock_shared({LOCKS}, {LOCK_PRESENT}); notify {CHANNEL}")).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the doorbell. Cancel-safe: a ring that nobody took is there for the next call.
+    pub async fn rang(&mut self) -> Result<Rang> {
+        loop {
+            if self.heard.bell.swap(false, Ordering::AcqRel) {
+                return Ok(Rang::Bell);
+            }
+            if self.heard.head.swap(false, Ordering::AcqRel) {
+                return Ok(Rang::NewHead);
+            }
+            tokio::select! {
+                () = self.heard.something.notified() => {}
+                why = &mut self.lost => bail!("the listening session was lost: {}", why.unwrap_or_default()),
+            }
+        }
+    }
+
+    /// A round trip of our own: a dead link is not left to TCP to notice. Where notifications arrive, one has to come back.
+    pub async fn check(&mut self) -> Result<()> {
+        if self.hears {
+            return self.ring_own().await;
+        }
+        self.scalar("select 1").await.map(|_| ())
+    }
+
+    async fn ring_own(&self) -> Result<()> {
+        self.query(&format!("notify {}", self.own_channel)).await?;
+        timeout(BELL_PATIENCE, self.heard.own.notified()).await.context("a doorbell of our own did not come back")
+    }
+
+    /// Tries to fall asleep: from then on writers ring. Not while one of them is in the middle of its commit.
+    pub async fn try_sleep(&self) -> Result<bool> {
+        self.try_lock(LOCK_DOORBELL).await
+    }
+
+    /// Wakes: writers need not ring.
+    pub async fn wake(&self) -> Result<()> {
+        self.query(&format!("select pg_advisory_unlock({LOCKS}, {LOCK_DOORBELL})")).await
+    }
+
+    /// Tries to become the gateway that leads. Once it is, it stays so until the session ends.
+    pub async fn try_lead(&self) -> Result<bool> {
+        self.try_lock(LOCK_LEADER).await
+    }
+
+    /// Whether other gateways listen to the same database.
+    pub async fn has_company(&self) -> Result<bool> {
+        let count = format!(
+            "select count(*) > 1 from pg_locks where locktype = 'advisory' and classid = {LOCKS} and objid = {LOCK_PRESENT}
+             and objsubid = 2 and database = (select oid from pg_database where datname = current_database())"
+        );
+        Ok(self.scalar(&count).await? == "t")
+    }
+
+    async fn try_lock(&self, lock: i32) -> Result<bool> {
+        Ok(self.scalar(&format!("select pg_try_advisory_lock({LOCKS}, {lock})")).await? == "t")
+    }
+
+    async fn query(&self, sql: &str) -> Result<()> {
+        within(LINK_PATIENCE, self.client.batch_execute(sql)).await
+    }
+
+    async fn scalar(&self, sql: &str) -> Result<String> {
+        let messages = within(LINK_PATIENCE, self.client.simple_query(sql)).await?;
+        let row = messages.iter().find_map(|message| match message {
+            tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0),
+            _ => None,
+        });
+        Ok(row.unwrap_or_default().to_owned())
+    }
+}
+
+impl Heard {
+    fn note(&self, channel: &str, payload: &str, own_channel: &str) {
+        if channel == own_channel {
+            return self.own.notify_one();
+        }
+        let heard = if payload == NEW_HEAD { &self.head } else { &self.bell };
+        heard.store(true, Ordering::Release);
+        self.something.notify_one();
+    }
+}

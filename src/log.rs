@@ -1,0 +1,370 @@
+//! The log: every statement that gateways send to PostgreSQL's side of it (`sql/03_feed.sql`), over a pool.
+//!
+//! It reads in pages bounded in rows and bytes and checks that they join without a hole. Statements are unnamed, so that they also
+//! work through a pooler. When to number, and what to do with what was read, it leaves to others.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod};
+use serde_json::value::RawValue;
+use tokio::time::timeout;
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{NoTls, Row};
+
+use crate::change::{Change, Cursor, Epoch, Op, Part, Place, Position, Table, TableName};
+use crate::config::{
+    FRAME_BYTES_MAX, LINK_PATIENCE, PAGE_BYTES_MAX, PAGE_CHANGES_MAX, STATEMENT_PATIENCE, TRIM_COMMITS_MAX,
+};
+
+/// A way to the log of one database.
+#[derive(Clone)]
+pub struct Log {
+    pool: Pool,
+    tables: Arc<Mutex<Tables>>,
+}
+
+type Tables = HashMap<i32, Arc<Table>>;
+
+/// Where the log begins and ends.
+#[derive(Clone, Copy, Debug)]
+pub struct Extent {
+    /// The oldest position that a reader may resume from.
+    pub oldest: Cursor,
+    /// The newest position.
+    pub head: Cursor,
+    /// The position that was asked about, as the log knows it.
+    pub asked: Option<Cursor>,
+}
+
+impl Extent {
+    /// Why a reader that stands at `cursor` cannot go on, given that it is the position that was asked about; none where it can.
+    pub fn refusal(&self, cursor: Cursor) -> Option<&'static str> {
+        match self.asked {
+            _ if cursor.epoch != self.head.epoch => Some("epoch"),
+            _ if cursor.position > self.head.position => Some("future"),
+            None => Some("expired"),
+            Some(known) if known.nonce != cursor.nonce => Some("nonce"),
+            Some(_) => None,
+        }
+    }
+}
+
+/// What a page of the log holds.
+#[derive(Debug)]
+pub enum Page {
+    /// The parts that follow; none where there is nothing more up to the position asked for.
+    Parts(Vec<Part>),
+    /// The log no longer holds what follows: retention overtook the reader.
+    Overtaken,
+}
+
+/// What one numbering did.
+#[derive(Clone, Copy, Debug)]
+pub struct Numbered {
+    /// The newest position now.
+    pub head: Position,
+    /// How many commits got a position.
+    pub commits: i64,
+}
+
+impl Log {
+    /// A log over at most `connections_max` connections, opened as they are needed.
+    pub fn new(database: &tokio_postgres::Config, connections_max: usize) -> Log {
+        let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
+        let manager = Manager::from_config(database.clone(), NoTls, recycling);
+        let pool = Pool::builder(manager)
+            .max_size(connections_max)
+            .runtime(deadpool_postgres::Runtime::Tokio1)
+            .create_timeout(Some(LINK_PATIENCE))
+            .recycle_timeout(Some(LINK_PATIENCE))
+            .build()
+            .expect("a pool with a runtime takes time-outs");
+        Log { pool, tables: Arc::default() }
+    }
+
+    /// The same log over connections of its own; what is known of tables is shared.
+    pub fn with_connections(&self, database: &tokio_postgres::Config, connections_max: usize) -> Log {
+        Log { tables: self.tables.clone(), ..Log::new(database, connections_max) }
+    }
+
+    /// A connection from the pool, waiting for one that is free.
+    pub async fn connection(&self) -> Result<Borrowed> {
+        match self.pool.get().await {
+            Ok(connection) => Ok(Borrowed(Some(connection))),
+            Err(PoolError::Backend(error)) => Err(told(error).context("cannot connect to PostgreSQL")),
+            Err(error) => Err(anyhow!(error).context("no connection to PostgreSQL")),
+        }
+    }
+
+    async fn query(&self, sql: &str, values: &[(&(dyn ToSql + Sync), Type)]) -> Result<Vec<Row>> {
+        let connection = self.connection().await?;
+        let rows = within(STATEMENT_PATIENCE, connection.query_typed(sql, values)).await?;
+        connection.give_back();
+        Ok(rows)
+    }
+
+    async fn query_one(&self, sql: &str, values: &[(&(dyn ToSql + Sync), Type)]) -> Result<Row> {
+        self.query(sql, values).await?.pop().with_context(|| format!("no row came back from: {sql}"))
+    }
+
+    /// Begins a new epoch where the log cannot go on (a restored dump, another cluster); returns the reason then.
+    pub async fn open(&self) -> Result<Option<String>> {
+        Ok(self.query_one("select switchboard.open()", &[]).await?.try_get(0)?)
+    }
+
+    /// Where the log begins and ends, and what it knows of the position `asked`.
+    pub async fn look(&self, asked: Position) -> Result<Extent> {
+        let sql = "select epoch, oldest, oldest_nonce, head, head_nonce, asked_nonce from switchboard.look($1)";
+        let row = self.query_one(sql, &[(&asked, Type::INT8)]).await?;
+        let epoch: Option<&str> = row.try_get(0)?;
+        let epoch: Epoch = epoch
+            .and_then(|name| name.parse().ok())
+            .context("the log has no epoch; run \"switchboard install\", then \"switchboard check\"")?;
+        let cursor = |position, nonce: i32| Cursor { epoch, position, nonce: nonce.unsigned_abs() };
+        Ok(Extent {
+            oldest: cursor(row.try_get(1)?, row.try_get(2)?),
+            head: cursor(row.try_get(3)?, row.try_get(4)?),
+            asked: row.try_get::<_, Option<i32>>(5)?.map(|nonce| cursor(asked, nonce)),
+        })
+    }
+
+    /// Gives what became visible its positions. `announce` tells the other gateways, where there are any.
+    ///
+    /// One message, so that the lock never waits for this side of the wire.
+    pub async fn number(&self, announce: bool) -> Result<Numbered> {
+        let sql = format!(
+            "set transaction isolation level repeatable read; lock table switchboard.numbering in exclusive mode;
+             select head, numbered from switchboard.number({announce})"
+        );
+        let connection = self.connection().await?;
+        let messages = within(STATEMENT_PATIENCE, connection.simple_query(&sql)).await?;
+        connection.give_back();
+        let row = messages.iter().find_map(|message| match message {
+            tokio_postgres::SimpleQueryMessage::Row(row) => Some(row),
+            _ => None,
+        });
+        let number = |index| row.and_then(|row| row.get(index)).and_then(|text| text.parse::<i64>().ok());
+        let (head, commits) = number(0).zip(number(1)).context("numbering gave no head")?;
+        Ok(Numbered { head, commits })
+    }
+
+    /// The page of parts that follows `place`, up to the whole commit `until`. `epoch` is that of the positions.
+    ///
+    /// A page ends after [`PAGE_CHANGES_MAX`] changes or [`PAGE_BYTES_MAX`] bytes; a part after [`FRAME_BYTES_MAX`].
+    pub async fn read(&self, epoch: Epoch, place: Place, until: Position) -> Result<Page> {
+        if place.whole() > until || place == Place::after(until) {
+            return Ok(Page::Parts(Vec::new()));
+        }
+        let sql = "select position, nonce, xid, at, last_serial, serial, watch, op, old, new
+                   from switchboard.read($1, $2, $3, $4, $5)";
+        let values: &[(&(dyn ToSql + Sync), Type)] = &[
+            (&place.position, Type::INT8),
+            (&place.serial, Type::INT8),
+            (&until, Type::INT8),
+            (&PAGE_CHANGES_MAX, Type::INT4),
+            (&PAGE_BYTES_MAX, Type::INT8),
+        ];
+        let rows = self.query(sql, values).await?;
+        let known: Vec<i32> = rows.iter().map(|row| row.try_get("watch")).collect::<Result<_, _>>()?;
+        let tables = self.tables_of(&known).await?;
+        join(epoch, place, &rows, &tables)
+    }
+
+    /// The tables behind these numbers, as the log tells them; asks only for what it has not seen.
+    async fn tables_of(&self, watches: &[i32]) -> Result<Tables> {
+        let known = self.lock_tables().clone();
+        if watches.iter().all(|watch| known.contains_key(watch)) { Ok(known) } else { self.refresh_tables().await }
+    }
+
+    /// The tables as they are now: renamed, with another key, new, or gone.
+    pub async fn refresh_tables(&self) -> Result<Tables> {
+        let sql = "select id, schema_name, table_name, key_columns, partitioned, active from switchboard.tables()";
+        let mut fresh = Tables::new();
+        for row in self.query(sql, &[]).await? {
+            let table = Table {
+                watch: row.try_get(0)?,
+                name: TableName::new(row.try_get::<_, String>(1)?, row.try_get::<_, String>(2)?),
+                key: row.try_get(3)?,
+                partitioned: row.try_get(4)?,
+                active: row.try_get(5)?,
+            };
+            fresh.insert(table.watch, Arc::new(table));
+        }
+        self.lock_tables().clone_from(&fresh);
+        Ok(fresh)
+    }
+
+    /// The watched tables as last seen, by name.
+    pub fn watched(&self) -> Vec<Arc<Table>> {
+        let mut watched: Vec<_> = self.lock_tables().values().filter(|table| table.active).cloned().collect();
+        watched.sort_by(|a, b| a.name.cmp(&b.name));
+        watched
+    }
+
+    fn lock_tables(&self) -> std::sync::MutexGuard<'_, Tables> {
+        // A map of what the database said stays whole whatever panicked beside it.
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets some of the oldest commits: what is older than `age`, and what is more than `commits_kept` behind the head.
+    /// Returns how many; [`TRIM_COMMITS_MAX`] means that there may be more.
+    pub async fn trim(&self, age: Duration, commits_kept: i64) -> Result<i64> {
+        let seconds = age.as_secs_f64();
+        let sql = "select switchboard.trim(make_interval(secs => $1), $2, $3)";
+        let values: &[(&(dyn ToSql + Sync), Type)] =
+            &[(&seconds, Type::FLOAT8), (&commits_kept, Type::INT8), (&TRIM_COMMITS_MAX, Type::INT4)];
+        Ok(self.query_one(sql, values).await?.try_get(0)?)
+    }
+}
+
+/// Waits for a statement no longer than its patience.
+pub async fn within<T>(patience: Duration, work: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T> {
+    let done = timeout(patience, work).await;
+    done.with_context(|| format!("PostgreSQL did not answer within {} s", patience.as_secs()))?.map_err(told)
+}
+
+/// What PostgreSQL said, with its hint, in one line.
+pub fn told(error: tokio_postgres::Error) -> anyhow::Error {
+    let Some(said) = error.as_db_error() else {
+        let source = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
+        return anyhow!("{error}{source}");
+    };
+    let hint = said.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
+    let remedy = match said.code().code() {
+        "55P03" => "; it was in use: try again when no long transaction holds it",
+        "42501" => "; use a role that may",
+        "3F000" | "42P01" | "42883" if said.message().contains("switchboard") => "; run \"switchboard check\"",
+        _ => "",
+    };
+    anyhow!("{}{hint}{remedy}", said.message())
+}
+
+/// A connection from the pool that is closed rather than handed to the next one, unless it was given back: dropped half-way through
+/// a statement or a transaction, it would carry that along.
+pub struct Borrowed(Option<Object>);
+
+impl Borrowed {
+    /// Gives it back, outside of any transaction.
+    pub fn give_back(mut self) {
+        self.0 = None;
+    }
+}
+
+impl std::ops::Deref for Borrowed {
+    type Target = Object;
+
+    fn deref(&self) -> &Object {
+        self.0.as_ref().expect("only giving it back, which takes self, takes it")
+    }
+}
+
+impl Drop for Borrowed {
+    fn drop(&mut self) {
+        if let Some(connection) = self.0.take() {
+            drop(Object::take(connection));
+        }
+    }
+}
+
+/// Makes parts of rows, and checks that they follow `place` and one another without a hole.
+fn join(epoch: Epoch, place: Place, rows: &[Row], tables: &Tables) -> Result<Page> {
+    let mut parts: Vec<Part> = Vec::new();
+    let mut at = place;
+    let mut part_bytes = 0;
+    for row in rows {
+        let (position, serial, last_serial): (i64, i64, i64) =
+            (row.try_get("position")?, row.try_get("serial")?, row.try_get("last_serial")?);
+        if position != at.position + 1 {
+            return Ok(Page::Overtaken);
+        }
+        if at.serial.is_some_and(|before| serial <= before) {
+            bail!("change {serial} of commit {position} came after change {:?}: the log is out of order", at.serial);
+        }
+        let nonce: i32 = row.try_get("nonce")?;
+        let cursor = Cursor { epoch, position, nonce: nonce.unsigned_abs() };
+        let change = change(row, serial, tables)?;
+        let begins = at.serial.is_none();
+        if begins || parts.is_empty() || part_bytes >= FRAME_BYTES_MAX {
+            let (tx, written): (&str, &str) = (row.try_get("xid")?, row.try_get("at")?);
+            let tx = tx.parse().with_context(|| format!("the log names transaction {tx:?}"))?;
+            parts.push(Part { cursor, tx, at: written.to_owned(), changes: Vec::new(), first: begins, last: false });
+            part_bytes = 0;
+        }
+        part_bytes += change.bytes();
+        let part = parts.last_mut().expect("one was pushed above unless there was one");
+        part.changes.push(change);
+        part.last = serial == last_serial;
+        at = if part.last { Place::after(position) } else { Place { serial: Some(serial), ..at } };
+    }
+    // Asked for something behind the head's beginning, the log has to answer with something.
+    if parts.is_empty() { Ok(Page::Overtaken) } else { Ok(Page::Parts(parts)) }
+}
+
+fn change(row: &Row, serial: i64, tables: &Tables) -> Result<Change> {
+    let watch: i32 = row.try_get("watch")?;
+    let table = tables.get(&watch).with_context(|| format!("the log names table {watch}, which nobody watched"))?;
+    let op = match row.try_get("op")? {
+        "I" => Op::Insert,
+        "U" => Op::Update,
+        "D" => Op::Delete,
+        "T" => Op::Truncate,
+        other => bail!("the log names operation {other:?}, which this version does not know; upgrade the gateway"),
+    };
+    let json = |column| -> Result<Option<Box<RawValue>>> {
+        let text: Option<String> = row.try_get(column)?;
+        text.map(|text| RawValue::from_string(text).context("a row in the log is not JSON")).transpose()
+    };
+    Ok(Change::new(serial, table.clone(), op, json("old")?, json("new")?))
+}
+
+/// Which transactions were visible to a transaction of PostgreSQL: the text form of its `pg_snapshot`,
+/// `XMIN:XMAX:XIP,XIP,…` (PostgreSQL manual, 9.27.8).
+#[derive(Clone, PartialEq, Eq)]
+pub struct Visible {
+    xmin: u64,
+    xmax: u64,
+    running: Vec<u64>,
+}
+
+impl Visible {
+    /// Reads the text form; `None` where it is not one.
+    pub fn parse(text: &str) -> Option<Visible> {
+        let mut parts = text.splitn(3, ':');
+        let (xmin, xmax) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+        let running = parts.next()?.split(',').filter(|xid| !xid.is_empty());
+        let mut running = running.map(|xid| xid.parse().ok()).collect::<Option<Vec<u64>>>()?;
+        running.sort_unstable();
+        Some(Visible { xmin, xmax, running })
+    }
+
+    /// Whether what this transaction did could be seen, given that it committed.
+    pub fn sees(&self, xid: u64) -> bool {
+        xid < self.xmin || (xid < self.xmax && self.running.binary_search(&xid).is_err())
+    }
+}
+
+impl fmt::Debug for Visible {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{:?}", self.xmin, self.xmax, self.running)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_sees_what_had_ended_when_it_was_taken() {
+        let visible = Visible::parse("10:20:10,14,15").expect("a snapshot");
+
+        let seen: Vec<u64> = (8..22).filter(|xid| visible.sees(*xid)).collect();
+        assert_eq!(seen, [8, 9, 11, 12, 13, 16, 17, 18, 19]);
+        assert_eq!(Visible::parse("10:10:").map(|visible| visible.sees(9)), Some(true));
+        assert_eq!(Visible::parse("10"), None);
+        assert_eq!(Visible::parse("10:20:x"), None);
+    }
+}

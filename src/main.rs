@@ -1,0 +1,162 @@
+//! The order of life: read the command line, check the settings, bind, run, and say how it ended.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use switchboard::check::{self, State};
+use switchboard::config::{Command, CommandLine, Config, DatabaseArgs, Mistakes};
+use switchboard::{dev, install};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// The settings are wrong (sysexits.h: EX_USAGE).
+const EXIT_SETTINGS: u8 = 64;
+
+fn main() -> ExitCode {
+    let line = match CommandLine::try_parse() {
+        Ok(line) => line,
+        Err(error) => {
+            // Where even this cannot be written, there is nobody to tell.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(EXIT_SETTINGS) } else { ExitCode::SUCCESS };
+        }
+    };
+    let mut mistakes = Mistakes::default();
+    let settings = check_settings(&line, &mut mistakes);
+    if !mistakes.0.is_empty() {
+        for mistake in &mistakes.0 {
+            eprintln!("switchboard: {mistake}");
+        }
+        return ExitCode::from(EXIT_SETTINGS);
+    }
+    log_to_stderr(&line.log);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let ended = runtime.context("starting threads").and_then(|runtime| runtime.block_on(run(line.command, settings)));
+    match ended {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("switchboard: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Everything that can be said about the settings before anything is done.
+enum Settings {
+    Gateway(Box<Config>),
+    Database(Box<tokio_postgres::Config>),
+}
+
+fn check_settings(line: &CommandLine, mistakes: &mut Mistakes) -> Settings {
+    if !["error", "warn", "info", "debug", "trace"].contains(&line.log.as_str()) {
+        mistakes.0.push(format!("--log: {:?} is unknown; say error, warn, info, debug or trace", line.log));
+    }
+    let of = |database: &DatabaseArgs, mistakes: &mut Mistakes| Settings::Database(Box::new(database.check(mistakes)));
+    match &line.command {
+        Command::Dev { gateway, .. } => Settings::Gateway(Box::new(gateway.check(Default::default(), mistakes))),
+        Command::Serve { database, gateway, .. } => {
+            let database = database.check(mistakes);
+            Settings::Gateway(Box::new(gateway.check(database, mistakes)))
+        }
+        Command::Install { database, .. }
+        | Command::Uninstall { database }
+        | Command::Watch { database, .. }
+        | Command::Unwatch { database, .. }
+        | Command::Check { database } => of(database, mistakes),
+    }
+}
+
+fn log_to_stderr(level: &str) {
+    let filter = EnvFilter::new(format!("warn,switchboard={level}"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+}
+
+async fn run(command: Command, settings: Settings) -> Result<ExitCode> {
+    match (command, settings) {
+        (Command::Dev { data, gateway }, Settings::Gateway(config)) => {
+            let (stop, socket) = (stop_signal()?, bind(&config).await?);
+            dev::run(data, &gateway, socket, stop).await?;
+        }
+        (Command::Serve { install, .. }, Settings::Gateway(config)) => {
+            let (stop, socket) = (stop_signal()?, bind(&config).await?);
+            serve(*config, install.as_deref(), socket, stop).await?;
+        }
+        (command, Settings::Database(database)) => return database_command(command, &database).await,
+        (command, Settings::Gateway(_)) => unreachable!("{command:?} has no gateway's settings"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn bind(config: &Config) -> Result<TcpListener> {
+    let listen = config.listen;
+    TcpListener::bind(listen)
+        .await
+        .with_context(|| format!("cannot listen on {listen}; give another --listen ADDRESS:PORT"))
+}
+
+async fn serve(
+    config: Config,
+    tables: Option<&str>,
+    socket: TcpListener,
+    stop: impl Future<Output = ()>,
+) -> Result<()> {
+    if let Some(tables) = tables {
+        let mut client = install::connect(&config.database).await.context("installing")?;
+        tracing::info!("{}", install::install(&mut client, false, None).await?);
+        for table in tables.split(',').map(str::trim).filter(|table| !table.is_empty()) {
+            install::watch(&client, table).await.with_context(|| format!("watching {table}"))?;
+        }
+    }
+    switchboard::announce(socket.local_addr()?);
+    switchboard::run(config, socket, stop).await;
+    Ok(())
+}
+
+async fn database_command(command: Command, database: &tokio_postgres::Config) -> Result<ExitCode> {
+    if let Command::Check { .. } = command {
+        let findings = check::check(database).await;
+        for finding in &findings {
+            println!("{finding}");
+        }
+        let wrong = findings.iter().any(|finding| matches!(finding.state, State::Wrong(_)));
+        return Ok(if wrong { ExitCode::FAILURE } else { ExitCode::SUCCESS });
+    }
+    let mut client = install::connect(database).await?;
+    match command {
+        Command::Install { switch, gateway_role, .. } => {
+            println!("{}", install::install(&mut client, switch, gateway_role.as_deref()).await?);
+        }
+        Command::Uninstall { .. } => match install::uninstall(&client).await? {
+            true => println!("removed the schema \"switchboard\" and its triggers; your tables stay as they are"),
+            false => println!("there was nothing to remove"),
+        },
+        Command::Watch { tables, .. } => {
+            for table in tables {
+                install::watch(&client, &table).await.with_context(|| format!("watching {table}"))?;
+                println!("watching {table}");
+            }
+        }
+        Command::Unwatch { tables, .. } => {
+            for table in tables {
+                let was = install::unwatch(&client, &table).await.with_context(|| format!("unwatching {table}"))?;
+                println!("{} {table}", if was { "no longer watching" } else { "was not watching" });
+            }
+        }
+        Command::Dev { .. } | Command::Serve { .. } | Command::Check { .. } => unreachable!("handled above"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Resolves at SIGTERM or SIGINT.
+fn stop_signal() -> Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("waiting for SIGINT")?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
+            _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
+        }
+    })
+}

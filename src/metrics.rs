@@ -1,0 +1,172 @@
+//! What the gateway says of itself: one call per event both logs and counts, so that the two cannot drift.
+
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::time::{Duration, Instant};
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::change::Part;
+use crate::hub::Hub;
+use crate::protocol::Close;
+
+/// How often a database that stays away is mentioned again.
+const REMIND_EVERY: Duration = Duration::from_secs(60);
+
+/// Counters and gauges, and the log lines that belong to them.
+pub struct Metrics {
+    registry: Registry,
+    subscribers: Gauge,
+    subscribers_opened: Counter,
+    subscribers_closed: Family<CloseLabel, Counter>,
+    commits: Counter,
+    changes: Counter,
+    position: Gauge,
+    database_up: Gauge,
+    commits_forgotten: Counter,
+    history_bytes: Gauge<i64, AtomicI64>,
+    kinds: Gauge,
+    sent_bytes: Counter<u64, AtomicU64>,
+    reminded: Mutex<Option<Instant>>,
+    doorbell: Mutex<Option<Instant>>,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct CloseLabel {
+    code: u16,
+}
+
+impl Default for Metrics {
+    fn default() -> Metrics {
+        let mut metrics = Metrics {
+            registry: Registry::with_prefix("switchboard"),
+            subscribers: Gauge::default(),
+            subscribers_opened: Counter::default(),
+            subscribers_closed: Family::default(),
+            commits: Counter::default(),
+            changes: Counter::default(),
+            position: Gauge::default(),
+            database_up: Gauge::default(),
+            commits_forgotten: Counter::default(),
+            history_bytes: Gauge::default(),
+            kinds: Gauge::default(),
+            sent_bytes: Counter::default(),
+            reminded: Mutex::default(),
+            doorbell: Mutex::default(),
+        };
+        metrics.register();
+        metrics
+    }
+}
+
+impl Metrics {
+    fn register(&mut self) {
+        let registry = &mut self.registry;
+        registry.register("subscribers", "Subscribers connected now", self.subscribers.clone());
+        registry.register("subscribers_opened", "Subscribers that came", self.subscribers_opened.clone());
+        registry.register(
+            "subscribers_closed",
+            "Subscribers that went, by close code",
+            self.subscribers_closed.clone(),
+        );
+        registry.register("commits", "Commits published", self.commits.clone());
+        registry.register("changes", "Changes published", self.changes.clone());
+        registry.register("position", "The newest position published", self.position.clone());
+        registry.register("database_up", "Whether the feed has its PostgreSQL", self.database_up.clone());
+        registry.register("commits_forgotten", "Commits that retention forgot", self.commits_forgotten.clone());
+        registry.register_with_unit("history", "Frames kept for subscribers", Unit::Bytes, self.history_bytes.clone());
+        registry.register("kinds", "Kinds of subscription that are followed", self.kinds.clone());
+        registry.register_with_unit("sent", "Written to subscribers", Unit::Bytes, self.sent_bytes.clone());
+    }
+
+    /// Everything in the text format of Prometheus.
+    pub fn text(&self, hub: &Hub) -> String {
+        let (bytes, kinds) = hub.size();
+        self.history_bytes.set(bytes as i64);
+        self.kinds.set(kinds as i64);
+        let mut text = String::new();
+        encode(&mut text, &self.registry).expect("a string takes all text");
+        text
+    }
+
+    /// A subscriber came.
+    pub fn subscriber_opened(&self) {
+        tracing::debug!("a subscriber came");
+        self.subscribers.inc();
+        self.subscribers_opened.inc();
+    }
+
+    /// A subscriber went.
+    pub fn subscriber_closed(&self, close: Close) {
+        let (code, reason) = close.code_and_reason();
+        tracing::debug!("a subscriber went: {code} {reason}");
+        self.subscribers.dec();
+        self.subscribers_closed.get_or_create(&CloseLabel { code }).inc();
+    }
+
+    /// How many subscribers there are.
+    pub fn subscribers(&self) -> i64 {
+        self.subscribers.get()
+    }
+
+    /// Bytes went to a subscriber's socket.
+    pub fn sent(&self, bytes: usize) {
+        self.sent_bytes.inc_by(bytes as u64);
+    }
+
+    /// The feed brought parts of commits to the hub.
+    pub fn published(&self, parts: &[Part]) {
+        let whole = || parts.iter().filter(|part| part.last);
+        self.commits.inc_by(whole().count() as u64);
+        self.changes.inc_by(parts.iter().map(|part| part.changes.len() as u64).sum());
+        if let Some(part) = whole().next_back() {
+            self.position.set(part.cursor.position);
+        }
+    }
+
+    /// Retention forgot commits.
+    pub fn forgotten(&self, commits: i64) {
+        self.commits_forgotten.inc_by(commits.unsigned_abs());
+    }
+
+    /// The feed has its PostgreSQL.
+    pub fn database_found(&self, hears: bool, rings: bool) {
+        self.database_up.set(1);
+        *self.reminded.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        tracing::info!("connected to PostgreSQL");
+        if !hears {
+            tracing::warn!("notifications do not arrive (a transaction pooler?): polling; see \"switchboard check\"");
+        } else if !rings {
+            tracing::warn!("two-phase commit is enabled, so writers do not ring: polling; see \"switchboard check\"");
+        }
+        self.doorbell_checked();
+    }
+
+    /// A doorbell of our own came back.
+    pub fn doorbell_checked(&self) {
+        *self.doorbell.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// How long ago that was.
+    pub fn doorbell_age(&self) -> Option<Duration> {
+        self.doorbell.lock().unwrap_or_else(PoisonError::into_inner).map(|at| at.elapsed())
+    }
+
+    /// The feed has no PostgreSQL, for the `failures`-th time in a row. Said once, and then rarely.
+    pub fn database_lost(&self, why: &str, failures: u32) {
+        self.database_up.set(0);
+        let mut reminded = self.reminded.lock().unwrap_or_else(PoisonError::into_inner);
+        if reminded.is_none_or(|at| at.elapsed() >= REMIND_EVERY) {
+            *reminded = Some(Instant::now());
+            tracing::warn!("no PostgreSQL, trying on (attempt {}): {why}", failures + 1);
+        } else {
+            tracing::debug!("no PostgreSQL (attempt {}): {why}", failures + 1);
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! The server: accepts connections, answers what plain HTTP can answer, and hands upgraded sockets to subscribers.
+//!
+//! warp routes and checks the handshake; then the raw stream is taken out of hyper's hands, read buffer and all. What it cannot promise
+//! is the end of upgraded sockets: those are tracked here.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
+use tungstenite::handshake::derive_accept_key;
+use warp::http::{HeaderMap, StatusCode, header};
+use warp::reply::{Reply, Response};
+use warp::{Filter, Rejection};
+
+use crate::config::{LINK_CHECK_EVERY, REQUEST_PATIENCE};
+use crate::protocol::Request;
+use crate::socket::Socket;
+use crate::subscriber::{self, Shared, Subscription};
+
+/// How many connections may be busy with plain HTTP beside the subscribers.
+const REQUESTS_MAX: usize = 1024;
+/// How old the last doorbell of our own may be while the gateway counts as ready.
+const DOORBELL_AGE_MAX: Duration = Duration::from_secs(4 * LINK_CHECK_EVERY.as_secs());
+/// The longest head of a request, in bytes.
+const REQUEST_BYTES_MAX: usize = 16 << 10;
+
+struct Server {
+    shared: Arc<Shared>,
+    subscribers: TaskTracker,
+}
+
+/// Serves until the gateway stops, then ends what is open, within the stop time-out.
+pub async fn serve(socket: TcpListener, shared: Arc<Shared>) {
+    let stop = shared.stop.clone();
+    let deadline = shared.config.stop_timeout;
+    let connections_max = shared.config.subscribers_max + REQUESTS_MAX;
+    let server = Arc::new(Server { shared, subscribers: TaskTracker::new() });
+    let requests = TaskTracker::new();
+    let service = warp::service(routes(server.clone()));
+    let places = Arc::new(Semaphore::new(connections_max));
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = accept(&socket, &places) => accepted,
+        };
+        let (stream, place) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of file descriptors, most likely: connections that end will make room.
+                tracing::error!("cannot accept a connection: {error}; raise the limit on open files if this goes on");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let service = TowerToHyperService::new(service.clone());
+        let stop = stop.clone();
+        requests.spawn(async move {
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(REQUEST_PATIENCE)
+                .max_buf_size(REQUEST_BYTES_MAX)
+                .serve_connection(TokioIo::new(stream), service)
+                .with_upgrades();
+            let mut connection = std::pin::pin!(connection);
+            let ended = tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = stop.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            };
+            if let Err(error) = ended {
+                tracing::debug!("a request ended early: {error}");
+            }
+            drop(place);
+        });
+    }
+    drop(socket);
+    requests.close();
+    server.subscribers.close();
+    let ended = async {
+        server.subscribers.wait().await;
+        requests.wait().await;
+    };
+    if timeout(deadline, ended).await.is_err() {
+        tracing::warn!("{} connections did not end in time and are cut off", server.subscribers.len() + requests.len());
+    }
+}
+
+async fn accept(
+    socket: &TcpListener,
+    places: &Arc<Semaphore>,
+) -> std::io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+    let place = places.clone().acquire_owned().await.expect("nobody closes the semaphore");
+    let (stream, _) = socket.accept().await?;
+    // Frames are merged by us; the kernel need not wait for more.
+    stream.set_nodelay(true)?;
+    Ok((stream, place))
+}
+
+fn routes(server: Arc<Server>) -> impl Filter<Extract = (impl Reply,), Error = Infallible> + Clone {
+    let with_server = warp::any().map(move || server.clone());
+    let get = |path: &'static str| warp::path(path).and(warp::path::end()).and(warp::get());
+    let query = warp::query::raw().or(warp::any().map(String::new)).unify();
+    let upgrade = warp::header::headers_cloned().and(warp::ext::optional::<OnUpgrade>());
+
+    let page = warp::path::end().and(warp::get()).map(page);
+    let feed = warp::path!("v1" / "feed")
+        .and(warp::get())
+        .and(with_server.clone())
+        .and(query)
+        .and(upgrade)
+        .map(|server: Arc<Server>, query: String, headers, upgrade| server.feed(&query, &headers, upgrade));
+    let switch_status = warp::path!("switch" / "status")
+        .and(warp::get())
+        .and(with_server.clone())
+        .and(upgrade)
+        .map(|server: Arc<Server>, headers, upgrade| server.upgrade(&headers, upgrade, Subscription::SwitchStatus));
+    let alive = get("healthz").map(|| "alive\n".into_response());
+    let ready = get("readyz").and(with_server.clone()).map(|server: Arc<Server>| server.ready());
+    let metrics = get("metrics").and(with_server).map(|server: Arc<Server>| server.metrics());
+
+    let all = page.or(feed).unify().or(switch_status).unify().or(alive).unify().or(ready).unify().or(metrics).unify();
+    all.recover(refuse)
+}
+
+impl Server {
+    fn feed(&self, query: &str, headers: &HeaderMap, upgrade: Option<OnUpgrade>) -> Response {
+        let request = match Request::parse(query) {
+            Ok(request) => request,
+            Err(mistake) => return error(StatusCode::BAD_REQUEST, "bad_request", &mistake),
+        };
+        // Whether the tables are watched is found out once the socket is up; who is wrong there gets 4400.
+        self.upgrade(headers, upgrade, Subscription::Feed(request))
+    }
+
+    /// Answers a WebSocket handshake (RFC 6455, 4.2) and starts the subscriber.
+    fn upgrade(&self, headers: &HeaderMap, upgrade: Option<OnUpgrade>, subscription: Subscription) -> Response {
+        let says = |name: header::HeaderName, word: &str| {
+            let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
+            values.flat_map(|value| value.split(',')).any(|value| value.trim().eq_ignore_ascii_case(word))
+        };
+        let key = headers.get(header::SEC_WEBSOCKET_KEY);
+        let (Some(key), Some(upgrade), true, true) =
+            (key, upgrade, says(header::CONNECTION, "upgrade"), says(header::UPGRADE, "websocket"))
+        else {
+            let remedy =
+                "this address speaks WebSocket; open it with new WebSocket(\"ws://…\") or a client of that kind";
+            return with_header(
+                error(StatusCode::UPGRADE_REQUIRED, "websocket_only", remedy),
+                header::UPGRADE,
+                "websocket",
+            );
+        };
+        if !says(header::SEC_WEBSOCKET_VERSION, "13") {
+            let answer =
+                error(StatusCode::UPGRADE_REQUIRED, "websocket_version", "only version 13 of WebSocket is spoken here");
+            return with_header(answer, header::SEC_WEBSOCKET_VERSION, "13");
+        }
+        if self.shared.stop.is_cancelled() {
+            return error(StatusCode::SERVICE_UNAVAILABLE, "stopping", "the gateway stops; connect to another one");
+        }
+        if self.subscribers.len() >= self.shared.config.subscribers_max {
+            let remedy = "too many subscribers; try later, or let the operator raise --subscribers-max";
+            return with_header(error(StatusCode::SERVICE_UNAVAILABLE, "too_many", remedy), header::RETRY_AFTER, "5");
+        }
+        let accept = derive_accept_key(key.as_bytes());
+        self.shared.metrics.subscriber_opened();
+        self.subscribers.spawn(run_upgraded(upgrade, subscription, self.shared.clone()));
+        let answer = warp::reply::with_status(warp::reply(), StatusCode::SWITCHING_PROTOCOLS).into_response();
+        let answer = with_header(answer, header::UPGRADE, "websocket");
+        with_header(with_header(answer, header::CONNECTION, "upgrade"), header::SEC_WEBSOCKET_ACCEPT, &accept)
+    }
+
+    fn ready(&self) -> Response {
+        let unready = |why: &str| error(StatusCode::SERVICE_UNAVAILABLE, "not_ready", why);
+        if self.shared.stop.is_cancelled() {
+            return unready("the gateway stops");
+        }
+        if !*self.shared.hub.database().borrow() {
+            return unready("no PostgreSQL; run \"switchboard check\"");
+        }
+        match self.shared.metrics.doorbell_age() {
+            Some(age) if age <= DOORBELL_AGE_MAX => "ready\n".into_response(),
+            _ => unready("a doorbell of our own did not come back lately; run \"switchboard check\""),
+        }
+    }
+
+    fn metrics(&self) -> Response {
+        let text = self.shared.metrics.text(&self.shared.hub);
+        with_header(
+            text.into_response(),
+            header::CONTENT_TYPE,
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        )
+    }
+}
+
+/// Takes the raw stream out of hyper's hands and runs the subscriber on it.
+async fn run_upgraded(upgrade: OnUpgrade, subscription: Subscription, shared: Arc<Shared>) {
+    let parts = match timeout(REQUEST_PATIENCE, upgrade).await {
+        Ok(Ok(upgraded)) => upgraded.downcast::<TokioIo<TcpStream>>().ok(),
+        _ => None,
+    };
+    let Some(parts) = parts else { return shared.metrics.subscriber_closed(crate::protocol::Close::Normal) };
+    let socket = Socket::new(parts.io.into_inner(), &parts.read_buf, shared.config.write_timeout);
+    // hyper's read buffer is let go here: it is larger than all the rest of an idle subscriber.
+    drop(parts.read_buf);
+    subscriber::run(socket, subscription, shared).await;
+}
+
+/// The live page.
+fn page() -> Response {
+    let policy = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self' ws: wss:";
+    let page = warp::reply::html(include_str!("page/index.html")).into_response();
+    with_header(page, header::CONTENT_SECURITY_POLICY, policy)
+}
+
+async fn refuse(rejection: Rejection) -> Result<Response, Infallible> {
+    if rejection.find::<warp::reject::MethodNotAllowed>().is_some() {
+        return Ok(error(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "use GET"));
+    }
+    if rejection.is_not_found() {
+        let here = "there is nothing at this address; there is / (a page), /v1/feed, /switch/status, /healthz, /readyz, /metrics";
+        return Ok(error(StatusCode::NOT_FOUND, "not_found", here));
+    }
+    tracing::debug!("a request was refused: {rejection:?}");
+    Ok(error(StatusCode::BAD_REQUEST, "bad_request", "the request is not one that HTTP allows here"))
+}
+
+fn error(status: StatusCode, code: &str, message: &str) -> Response {
+    let body = serde_json::json!({"error": {"code": code, "message": message}});
+    warp::reply::with_status(warp::reply::json(&body), status).into_response()
+}
+
+fn with_header(response: Response, name: header::HeaderName, value: &str) -> Response {
+    warp::reply::with_header(response, name, value).into_response()
+}

@@ -1,0 +1,257 @@
+//! Snapshots: the current rows of a selection, and exactly where the stream goes on from them.
+//!
+//! Rows are read once, in one repeatable-read transaction, into a store that any number of clients empty at their own pace: a slow
+//! client never keeps a transaction open, and those who ask for the same at the same time share one reading. The store lies in
+//! memory while it is small and in an unnamed temporary file beyond that.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use futures_util::TryStreamExt;
+use tokio::sync::{Notify, watch};
+use tokio_postgres::types::Type;
+
+use crate::change::{Epoch, Position, Table};
+use crate::config::{SNAPSHOT_SHARED_FOR, STATEMENT_PATIENCE, WRITE_BYTES_MAX};
+use crate::log::{Borrowed, Log, Visible, within};
+use crate::protocol::{RowsFrame, Selection};
+
+/// How many bytes of a snapshot stay in memory; the rest lies on disk.
+const MEMORY_BYTES_MAX: usize = 1 << 20;
+/// After how many bytes a page of rows ends (one row may be larger).
+const PAGE_BYTES_MAX: usize = 64 << 10;
+
+/// Hands out snapshots.
+pub struct Snapshots {
+    readers: Log,
+    /// Numbers while all readers may be busy with rows.
+    numbering: Log,
+    /// Wakes the feed, which is to bring what was numbered here.
+    nudge: Arc<Notify>,
+    bytes_max: u64,
+    recent: Mutex<HashMap<Selection, (Instant, Arc<Snapshot>)>>,
+}
+
+/// The rows of one reading, as frames.
+pub struct Snapshot {
+    frames: Mutex<Frames>,
+    progress: watch::Sender<Progress>,
+}
+
+#[derive(Default)]
+struct Frames {
+    stored: Vec<Stored>,
+    bytes: u64,
+    file: Option<Arc<File>>,
+}
+
+#[derive(Clone)]
+enum Stored {
+    Memory(Bytes),
+    Disk { offset: u64, bytes: usize },
+}
+
+#[derive(Clone, Default)]
+struct Progress {
+    frames: usize,
+    end: Option<Result<Join, Arc<str>>>,
+}
+
+/// Where the stream goes on from the rows: with the commits after `head` that the rows do not hold yet.
+#[derive(Clone, Debug)]
+pub struct Join {
+    /// The epoch that the rows were read in.
+    pub epoch: Epoch,
+    /// All commits up to this one are in the rows.
+    pub head: Position,
+    /// Which of those behind it are in the rows too.
+    pub visible: Visible,
+    /// No commit behind this one is in the rows.
+    pub covered: Position,
+}
+
+/// What there is of a snapshot.
+pub enum Piece {
+    /// Whole frames, and the number of the next one.
+    Frames(Bytes, usize),
+    /// No more frames: the rows are complete.
+    End(Join),
+}
+
+impl Snapshots {
+    /// Snapshots read over the connections of `readers`.
+    pub fn new(readers: Log, numbering: Log, nudge: Arc<Notify>, bytes_max: u64) -> Snapshots {
+        Snapshots { readers, numbering, nudge, bytes_max, recent: Mutex::default() }
+    }
+
+    /// The current rows: a reading that is under way or only just finished, or else a new one.
+    pub fn get(self: &Arc<Self>, selection: &Selection) -> Arc<Snapshot> {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.retain(|_, (begun, snapshot)| {
+            begun.elapsed() < SNAPSHOT_SHARED_FOR && !matches!(snapshot.progress.borrow().end, Some(Err(_)))
+        });
+        if let Some((_, snapshot)) = recent.get(selection) {
+            return snapshot.clone();
+        }
+        let snapshot = Arc::new(Snapshot { frames: Mutex::default(), progress: watch::Sender::default() });
+        recent.insert(selection.clone(), (Instant::now(), snapshot.clone()));
+        let (this, selection, reading) = (self.clone(), selection.clone(), snapshot.clone());
+        // Not tied to the client that asked first: others may be waiting for it. Ends by itself, every step within its patience.
+        tokio::spawn(async move {
+            let end = this.read(&selection, &reading).await.map_err(|error| format!("{error:#}").into());
+            reading.progress.send_modify(|progress| progress.end = Some(end));
+        });
+        snapshot
+    }
+
+    async fn read(&self, selection: &Selection, snapshot: &Snapshot) -> Result<Join> {
+        let tables = self.readers.refresh_tables().await?;
+        let mut tables: Vec<&Arc<Table>> = tables.values().filter(|table| table.active).collect();
+        tables.retain(|table| selection.tables.as_ref().is_none_or(|wanted| wanted.contains(&table.name)));
+        tables.sort_by(|a, b| a.name.cmp(&b.name));
+
+        let connection = self.readers.connection().await?;
+        // The settings that capture pins, so that a value reads the same in a row and in a change.
+        let begin = "begin isolation level repeatable read read only;
+                     set local \"TimeZone\" = 'UTC'; set local \"DateStyle\" = 'ISO, MDY'; set local \"IntervalStyle\" = 'postgres';
+                     set local bytea_output = 'hex'; set local extra_float_digits = 1";
+        within(STATEMENT_PATIENCE, connection.batch_execute(begin)).await?;
+        let sql = "select pg_current_snapshot()::text, epoch, head from switchboard.look(0)";
+        let row =
+            within(STATEMENT_PATIENCE, connection.query_typed(sql, &[])).await?.pop().context("the log has no end")?;
+        let visible = Visible::parse(row.try_get(0)?).context("PostgreSQL gave no snapshot")?;
+        let epoch: Option<&str> = row.try_get(1)?;
+        let epoch = epoch.and_then(|name| name.parse().ok()).context("the log has no epoch")?;
+        let head = row.try_get(2)?;
+        // Whatever the rows hold has its position after this.
+        let covered = self.numbering.number(true).await?.head;
+        self.nudge.notify_one();
+        for table in tables {
+            self.read_table(&connection, table, snapshot).await.with_context(|| format!("reading {}", table.name))?;
+        }
+        within(STATEMENT_PATIENCE, connection.batch_execute("commit")).await?;
+        connection.give_back();
+        Ok(Join { epoch, head, visible, covered })
+    }
+
+    async fn read_table(&self, connection: &Borrowed, table: &Table, snapshot: &Snapshot) -> Result<()> {
+        let sql = format!(
+            "select row_to_json(switchboard_row)::text from {} {}.{} as switchboard_row",
+            // The rows of tables that inherit from this one are theirs; those of partitions are not.
+            if table.partitioned { "" } else { "only" },
+            quoted(&table.name.schema),
+            quoted(&table.name.table)
+        );
+        let mut page = RowsFrame::new(&table.name, table.key.as_deref());
+        let rows =
+            within(STATEMENT_PATIENCE, connection.query_typed_raw(&sql, std::iter::empty::<(i32, Type)>())).await?;
+        let mut rows = std::pin::pin!(rows);
+        let mut pages = 0;
+        while let Some(row) = within(STATEMENT_PATIENCE, rows.try_next()).await? {
+            page.push(row.try_get(0)?);
+            if page.bytes() >= PAGE_BYTES_MAX {
+                self.keep(snapshot, page.take())?;
+                pages += 1;
+            }
+        }
+        // A table without rows has one page too: the client learns its name and its key.
+        if pages == 0 || !page.is_empty() {
+            self.keep(snapshot, page.take())?;
+        }
+        Ok(())
+    }
+
+    fn keep(&self, snapshot: &Snapshot, frame: Vec<u8>) -> Result<()> {
+        let mut frames = snapshot.lock();
+        if frames.bytes + frame.len() as u64 > self.bytes_max {
+            bail!("the rows take more than {} bytes; select fewer, or raise --snapshot-bytes-max", self.bytes_max);
+        }
+        frames.keep(frame).context("keeping rows on disk")?;
+        let count = frames.stored.len();
+        drop(frames);
+        snapshot.progress.send_modify(|progress| progress.frames = count);
+        Ok(())
+    }
+}
+
+impl Frames {
+    fn keep(&mut self, frame: Vec<u8>) -> std::io::Result<()> {
+        let bytes = frame.len();
+        let stored = if self.bytes as usize + bytes <= MEMORY_BYTES_MAX {
+            Stored::Memory(frame.into())
+        } else {
+            let file = match &self.file {
+                Some(file) => file.clone(),
+                None => self.file.insert(Arc::new(tempfile::tempfile()?)).clone(),
+            };
+            // What is in memory leaves a hole at the file's beginning, which takes no space.
+            file.write_all_at(&frame, self.bytes)?;
+            Stored::Disk { offset: self.bytes, bytes }
+        };
+        self.bytes += bytes as u64;
+        self.stored.push(stored);
+        Ok(())
+    }
+}
+
+impl Snapshot {
+    /// What follows frame `next`: some frames, about [`WRITE_BYTES_MAX`] bytes at most, or the end. Waits while there is neither.
+    pub async fn piece(&self, next: usize) -> Result<Piece> {
+        let mut progress = self.progress.subscribe();
+        let there = |progress: &Progress| progress.frames > next || progress.end.is_some();
+        let now = progress.wait_for(there).await.context("the reading was given up")?.clone();
+        match now.end {
+            Some(Err(reason)) => bail!("{reason}"),
+            Some(Ok(join)) if now.frames == next => Ok(Piece::End(join)),
+            _ => self.frames(next).await,
+        }
+    }
+
+    async fn frames(&self, next: usize) -> Result<Piece> {
+        let (wanted, file) = {
+            let frames = self.lock();
+            let mut bytes = 0;
+            let size = |stored: &Stored| match stored {
+                Stored::Memory(frame) => frame.len(),
+                Stored::Disk { bytes, .. } => *bytes,
+            };
+            let fit = |stored: &&Stored| {
+                let fits = bytes < WRITE_BYTES_MAX;
+                bytes += size(stored);
+                fits
+            };
+            (frames.stored[next..].iter().take_while(fit).cloned().collect::<Vec<_>>(), frames.file.clone())
+        };
+        let end = next + wanted.len();
+        let read = move || -> Result<Bytes> {
+            let mut out = Vec::new();
+            for stored in wanted {
+                match stored {
+                    Stored::Memory(frame) => out.extend_from_slice(&frame),
+                    Stored::Disk { offset, bytes } => {
+                        let start = out.len();
+                        out.resize(start + bytes, 0);
+                        let file = file.as_ref().context("what lies on disk lies in a file")?;
+                        file.read_exact_at(&mut out[start..], offset).context("reading rows from disk")?;
+                    }
+                }
+            }
+            Ok(out.into())
+        };
+        Ok(Piece::Frames(tokio::task::spawn_blocking(read).await.context("reading rows")??, end))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Frames> {
+        self.frames.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A name as an SQL identifier.
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
