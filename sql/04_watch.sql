@@ -21,7 +21,9 @@ begin
         raise exception '% is a partition', relation
             using hint = 'Watch the partitioned table that it belongs to.', errcode = 'wrong_object_type';
     elsif class.nspname in ('switchboard', 'pg_catalog', 'information_schema') then
-        raise exception '% is not a table of yours', relation using errcode = 'wrong_object_type';
+        raise exception '% is in a schema that is not yours', relation
+            using hint = format('If it is, it got there by search_path: alter table %s set schema public', relation),
+                  errcode = 'wrong_object_type';
     end if;
 
     insert into switchboard.watched (relation, schema_name, table_name, key_columns)

@@ -50,7 +50,8 @@ async fn serve(
     eprintln!("  The live page   http://{address}/");
     eprintln!("  WebSocket       ws://{address}/v1/feed?table=switch");
     eprintln!("  Try             {} -c 'update switch set status = not status where id = 1'", server.psql(DATABASE));
-    eprintln!("  Your own table  DATABASE_URL={url} switchboard watch TABLE");
+    let program = std::env::args().next().unwrap_or_else(|| "switchboard".to_owned());
+    eprintln!("  Your own table  DATABASE_URL={url} {program} watch TABLE");
     eprintln!("  Stop            Ctrl-C");
     eprintln!();
     crate::run(config, socket, stop).await;

@@ -1,5 +1,6 @@
 //! The order of life: read the command line, check the settings, bind, run, and say how it ended.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -70,7 +71,8 @@ fn check_settings(line: &CommandLine, mistakes: &mut Mistakes) -> Settings {
 
 fn log_to_stderr(level: &str) {
     let filter = EnvFilter::new(format!("warn,switchboard={level}"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).with_target(false).init();
 }
 
 async fn run(command: Command, settings: Settings) -> Result<ExitCode> {

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::change::{Change, Cursor, Op, Part, TableName, fields, write_json};
 
@@ -145,15 +146,15 @@ fn table_names(text: &str) -> Result<Vec<String>, String> {
 #[derive(PartialEq, Eq, Debug)]
 pub enum Message {
     /// To be answered by `pong`.
-    Ping(Option<serde_json::Value>),
+    Ping(Option<Value>),
     /// Anything else: the code and the sentence of the `error` frame, with the request's `id`.
-    Wrong(&'static str, String, Option<serde_json::Value>),
+    Wrong(&'static str, String, Option<Value>),
 }
 
 impl Message {
     /// Reads a message; what is wrong with it becomes an answer, never a failure.
     pub fn parse(text: &str) -> Message {
-        let Ok(serde_json::Value::Object(mut fields)) = serde_json::from_str(text) else {
+        let Ok(Value::Object(mut fields)) = serde_json::from_str(text) else {
             let remedy = r#"the message is not a JSON object; send for example {"type":"ping"}"#;
             return Message::Wrong("bad_message", remedy.to_owned(), None);
         };
@@ -256,10 +257,23 @@ fn frame(out: &mut Vec<u8>, opcode: Opcode, write: impl FnOnce(&mut Vec<u8>)) {
     out[start..start + header_length].copy_from_slice(&header[..header_length]);
 }
 
-fn text_frame<T: Serialize>(value: &T) -> Bytes {
-    let mut out = Vec::with_capacity(256);
-    frame(&mut out, Opcode::Text, |out| write_json(out, value));
-    out.into()
+/// The frames that are not made in bulk.
+#[derive(Serialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+enum Frame<'a> {
+    Hello { protocol: u32, server: &'a str, heartbeat_ms: u64 },
+    Status { database: &'a str },
+    Reset { reason: &'a str, oldest: Option<String> },
+    Error { code: &'a str, message: &'a str, #[serde(skip_serializing_if = "Option::is_none")] id: Option<Value> },
+    Pong { #[serde(skip_serializing_if = "Option::is_none")] id: Option<Value> },
+}
+
+impl Frame<'_> {
+    fn encode(&self) -> Bytes {
+        let mut out = Vec::with_capacity(256);
+        frame(&mut out, Opcode::Text, |out| write_json(out, self));
+        out.into()
+    }
 }
 
 /// A ping without content (RFC 6455, 5.5.2).
@@ -281,9 +295,7 @@ pub fn close(close: Close) -> Bytes {
 /// `hello`, the first frame.
 pub fn hello(heartbeat_ms: u64) -> Bytes {
     let server = concat!("switchboard/", env!("CARGO_PKG_VERSION"));
-    text_frame(
-        &serde_json::json!({"type": "hello", "protocol": PROTOCOL, "server": server, "heartbeat_ms": heartbeat_ms}),
-    )
+    Frame::Hello { protocol: PROTOCOL, server, heartbeat_ms }.encode()
 }
 
 /// `ready`: what follows is live. `prev` is the cursor of the frame before it, if there was one.
@@ -312,32 +324,22 @@ pub fn position(prev: Option<Cursor>, cursor: Cursor) -> Bytes {
 
 /// `status`: whether the gateway has its PostgreSQL.
 pub fn status(database_up: bool) -> Bytes {
-    text_frame(&serde_json::json!({"type": "status", "database": if database_up { "up" } else { "down" }}))
+    Frame::Status { database: if database_up { "up" } else { "down" } }.encode()
 }
 
 /// `reset`: the cursor asked for cannot be served.
 pub fn reset(reason: &str, oldest: Option<Cursor>) -> Bytes {
-    text_frame(
-        &serde_json::json!({"type": "reset", "reason": reason, "oldest": oldest.map(|cursor| cursor.to_string())}),
-    )
+    Frame::Reset { reason, oldest: oldest.map(|cursor| cursor.to_string()) }.encode()
 }
 
 /// `error`, with the `id` of the request that it answers, if there is one.
-pub fn error(code: &str, message: &str, id: Option<serde_json::Value>) -> Bytes {
-    let mut fields = serde_json::json!({"type": "error", "code": code, "message": message});
-    if let Some(id) = id {
-        fields["id"] = id;
-    }
-    text_frame(&fields)
+pub fn error(code: &str, message: &str, id: Option<Value>) -> Bytes {
+    Frame::Error { code, message, id }.encode()
 }
 
 /// `pong`, the answer to a `ping` message.
-pub fn pong(id: Option<serde_json::Value>) -> Bytes {
-    let mut fields = serde_json::json!({"type": "pong"});
-    if let Some(id) = id {
-        fields["id"] = id;
-    }
-    text_frame(&fields)
+pub fn pong(id: Option<Value>) -> Bytes {
+    Frame::Pong { id }.encode()
 }
 
 /// A page of `rows`, built row by row.

@@ -1,0 +1,8 @@
+//! The promises of the program, each kept against a real PostgreSQL over real sockets.
+//!
+//! One test binary, so that all tests share one server; each has a database of its own. They wait for facts and never sleep.
+
+#![allow(clippy::unwrap_used)]
+
+mod delivery;
+mod harness;
