@@ -72,7 +72,12 @@ fn check_settings(line: &CommandLine, mistakes: &mut Mistakes) -> Settings {
 fn log_to_stderr(level: &str) {
     let filter = EnvFilter::new(format!("warn,switchboard={level}"));
     let colours = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(colours)
+        .with_target(false)
+        .init();
 }
 
 async fn run(command: Command, settings: Settings) -> Result<ExitCode> {

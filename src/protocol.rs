@@ -261,11 +261,28 @@ fn frame(out: &mut Vec<u8>, opcode: Opcode, write: impl FnOnce(&mut Vec<u8>)) {
 #[derive(Serialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
 enum Frame<'a> {
-    Hello { protocol: u32, server: &'a str, heartbeat_ms: u64 },
-    Status { database: &'a str },
-    Reset { reason: &'a str, oldest: Option<String> },
-    Error { code: &'a str, message: &'a str, #[serde(skip_serializing_if = "Option::is_none")] id: Option<Value> },
-    Pong { #[serde(skip_serializing_if = "Option::is_none")] id: Option<Value> },
+    Hello {
+        protocol: u32,
+        server: &'a str,
+        heartbeat_ms: u64,
+    },
+    Status {
+        database: &'a str,
+    },
+    Reset {
+        reason: &'a str,
+        oldest: Option<String>,
+    },
+    Error {
+        code: &'a str,
+        message: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<Value>,
+    },
+    Pong {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<Value>,
+    },
 }
 
 impl Frame<'_> {

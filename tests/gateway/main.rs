@@ -4,5 +4,13 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod commands;
 mod delivery;
+mod doorbell;
+mod gateways;
 mod harness;
+mod order;
+mod resume;
+mod snapshots;
+mod statements;
+mod values;
