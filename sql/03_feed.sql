@@ -131,6 +131,8 @@ declare
     newest pg_snapshot;
     reason text;
 begin
+    -- First, so that of two gateways that start together one finds the epoch that the other began.
+    lock table switchboard.numbering in exclusive mode;
     select * into was from switchboard.epoch;
     select snapshot into newest from switchboard.commit order by position desc limit 1;
     reason := case
@@ -141,7 +143,6 @@ begin
     if reason is null then
         return null;
     end if;
-    lock table switchboard.numbering in exclusive mode;
     -- Only row locks on committed rows: writers go on meanwhile.
     delete from switchboard.log;
     delete from switchboard.mark;

@@ -41,6 +41,9 @@ pub enum Command {
         /// Install or upgrade first, and watch these tables, comma-separated; for containers
         #[arg(long, env = "SWITCHBOARD_INSTALL", value_name = "TABLES")]
         install: Option<String>,
+        /// With --install: also create the demonstration's table, public.switch, where there is none
+        #[arg(long, env = "SWITCHBOARD_SWITCH", requires = "install")]
+        switch: bool,
         #[command(flatten)]
         gateway: GatewayArgs,
     },

@@ -17,9 +17,18 @@ use crate::protocol::{self, Encoder, Form, Kind};
 pub struct Hub {
     /// Taken before any history's lock, never while one is held.
     state: Mutex<State>,
-    /// Signals what `state` holds: how far whole commits were published.
-    head: watch::Sender<Option<Cursor>>,
+    /// How far whole commits were published. Written with `state` locked, so that who joins finds both in step.
+    head: watch::Sender<Option<Head>>,
     database_up: watch::Sender<bool>,
+}
+
+/// How far whole commits were published, and since when that goes on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Head {
+    /// The newest commit.
+    pub cursor: Cursor,
+    /// Counts how often the positions did not go on: what was read in one life says nothing in the next.
+    pub life: u64,
 }
 
 struct State {
@@ -66,7 +75,7 @@ pub struct Joined {
     /// The number of the next chunk to send.
     pub next: u64,
     /// Everything up to this commit lies before the place.
-    pub head: Position,
+    pub head: Head,
     /// The chain at the place: the `prev` of the frame that will follow.
     pub last: Cursor,
 }
@@ -100,12 +109,12 @@ impl Hub {
     }
 
     /// How far whole commits were published; none before the feed knows where the log ends.
-    pub fn head(&self) -> Option<Cursor> {
+    pub fn head(&self) -> Option<Head> {
         *self.head.borrow()
     }
 
     /// Follows [`Hub::head`].
-    pub fn heads(&self) -> watch::Receiver<Option<Cursor>> {
+    pub fn heads(&self) -> watch::Receiver<Option<Head>> {
         self.head.subscribe()
     }
 
@@ -115,14 +124,14 @@ impl Hub {
     }
 
     /// Begins at `head`: what comes before it is in the log only. Whoever follows something else gets `reason` and begins anew.
-    pub fn begin_at(&self, head: Cursor, reason: &str) {
+    pub fn begin_at(&self, cursor: Cursor, reason: &str) {
         let mut state = self.lock();
         let reason: Arc<str> = reason.into();
         for topic in state.topics.drain().map(|(_, topic)| topic) {
             topic.lock().reset = Some(reason.clone());
             topic.news.send_modify(|_| {});
         }
-        self.head.send_replace(Some(head));
+        self.head.send_modify(|head| *head = Some(Head { cursor, life: head.map_or(1, |head| head.life + 1) }));
     }
 
     /// Brings parts of commits, which follow what was brought before, to every kind that wants them.
@@ -137,8 +146,7 @@ impl Hub {
         }
         state.forget();
         if let Some(whole) = parts.iter().rev().find(|part| part.last) {
-            // Under the lock: who joins finds the head and the histories in step.
-            self.head.send_replace(Some(whole.cursor));
+            self.head.send_modify(|head| *head = head.map(|head| Head { cursor: whole.cursor, ..head }));
         }
     }
 
@@ -148,10 +156,10 @@ impl Hub {
         let mut state = self.lock();
         let Some(head) = self.head() else { return };
         state.topics.retain(|_, topic| Arc::strong_count(topic) > 1);
-        state.tell_all(Some(head.position), |history, out| {
+        state.tell_all(Some(head.cursor.position), |history, out| {
             // Between the parts of a commit the chain is inside it; those frames show life themselves.
             if history.unfinished.is_none() {
-                history.encoder.encode_position(head, out);
+                history.encoder.encode_position(head.cursor, out);
             }
         });
     }
@@ -163,7 +171,7 @@ impl Hub {
         }
         let frame = protocol::status(up);
         let mut state = self.lock();
-        let head = self.head().map(|head| head.position);
+        let head = self.head().map(|head| head.cursor.position);
         state.tell_all(head, |history, out| {
             if history.encoder.form() == Form::Feed {
                 out.extend_from_slice(&frame);
@@ -175,9 +183,9 @@ impl Hub {
     pub fn join(&self, kind: &Kind) -> Option<Joined> {
         let mut state = self.lock();
         let head = self.head()?;
-        let topic = state.topics.entry(kind.clone()).or_insert_with(|| Arc::new(Topic::new(kind, head))).clone();
+        let topic = state.topics.entry(kind.clone()).or_insert_with(|| Arc::new(Topic::new(kind, head.cursor))).clone();
         let (next, last) = topic.lock().join();
-        Some(Joined { topic, next, head: head.position, last })
+        Some(Joined { topic, next, head, last })
     }
 
     /// How many bytes all histories hold, and how many kinds there are.
@@ -204,8 +212,9 @@ impl State {
             if let Some(size) = history.push(out, place) {
                 self.chunks.push_back((Arc::downgrade(topic), size));
                 self.bytes += size;
-                topic.news.send_replace(history.next());
             }
+            // Also where there is nothing to send: subscribers look after their connections when they wake.
+            topic.news.send_replace(history.next());
         }
         self.forget();
     }
@@ -434,7 +443,7 @@ mod tests {
         let mut late = hub.join(&kind("a")).expect("a head");
         hub.publish(&[part(2, "b", &[3], false, true), whole(3, "a")]);
 
-        assert_eq!(late.head, 1);
+        assert_eq!(late.head.cursor, cursor(1));
         assert_eq!(late.last, cursor(1));
         let (early, late) = (taken(&mut early), taken(&mut late));
         assert_eq!(early[1..], late[..]);

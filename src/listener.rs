@@ -80,7 +80,7 @@ impl Listener {
                         heard.note(bell.channel(), bell.payload(), &own_channel)
                     }
                     Some(Ok(_)) => {}
-                    Some(Err(error)) => break error.to_string(),
+                    Some(Err(error)) => break told(error).to_string(),
                     None => break "the connection was closed".to_owned(),
                 }
             };

@@ -2,6 +2,7 @@
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -14,6 +15,8 @@ use tracing_subscriber::EnvFilter;
 
 /// The settings are wrong (sysexits.h: EX_USAGE).
 const EXIT_SETTINGS: u8 = 64;
+/// How long `serve --install` waits before it tries again to reach PostgreSQL.
+const INSTALL_RETRY: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
     let line = match CommandLine::try_parse() {
@@ -33,6 +36,10 @@ fn main() -> ExitCode {
         return ExitCode::from(EXIT_SETTINGS);
     }
     log_to_stderr(&line.log);
+    // A subscriber is an open file; the usual soft limit of 1024 is for programs that use select().
+    if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
+        tracing::debug!("the limit on open files stays as it is: {error}");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let ended = runtime.context("starting threads").and_then(|runtime| runtime.block_on(run(line.command, settings)));
     match ended {
@@ -70,7 +77,8 @@ fn check_settings(line: &CommandLine, mistakes: &mut Mistakes) -> Settings {
 }
 
 fn log_to_stderr(level: &str) {
-    let filter = EnvFilter::new(format!("warn,switchboard={level}"));
+    // The pool would report a lost connection that we report ourselves.
+    let filter = EnvFilter::new(format!("warn,deadpool.postgres=off,switchboard={level}"));
     let colours = std::io::stderr().is_terminal();
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -86,9 +94,17 @@ async fn run(command: Command, settings: Settings) -> Result<ExitCode> {
             let (stop, socket) = (stop_signal()?, bind(&config).await?);
             dev::run(data, &gateway, socket, stop).await?;
         }
-        (Command::Serve { install, .. }, Settings::Gateway(config)) => {
+        (Command::Serve { install, switch, .. }, Settings::Gateway(config)) => {
             let (stop, socket) = (stop_signal()?, bind(&config).await?);
-            serve(*config, install.as_deref(), socket, stop).await?;
+            let mut stop = std::pin::pin!(stop);
+            if let Some(tables) = install {
+                tokio::select! {
+                    installed = install_first(&config, &tables, switch) => installed?,
+                    () = &mut stop => return Ok(ExitCode::SUCCESS),
+                }
+            }
+            switchboard::announce(socket.local_addr()?);
+            switchboard::run(*config, socket, stop).await;
         }
         (command, Settings::Database(database)) => return database_command(command, &database).await,
         (command, Settings::Gateway(_)) => unreachable!("{command:?} has no gateway's settings"),
@@ -103,21 +119,19 @@ async fn bind(config: &Config) -> Result<TcpListener> {
         .with_context(|| format!("cannot listen on {listen}; give another --listen ADDRESS:PORT"))
 }
 
-async fn serve(
-    config: Config,
-    tables: Option<&str>,
-    socket: TcpListener,
-    stop: impl Future<Output = ()>,
-) -> Result<()> {
-    if let Some(tables) = tables {
-        let mut client = install::connect(&config.database).await.context("installing")?;
-        tracing::info!("{}", install::install(&mut client, false, None).await?);
-        for table in tables.split(',').map(str::trim).filter(|table| !table.is_empty()) {
-            install::watch(&client, table).await.with_context(|| format!("watching {table}"))?;
+/// Installs and watches before serving, once PostgreSQL is there.
+async fn install_first(config: &Config, tables: &str, switch: bool) -> Result<()> {
+    let mut client = loop {
+        match install::connect(&config.database).await {
+            Ok(client) => break client,
+            Err(error) => tracing::warn!("no PostgreSQL to install into, trying on: {error:#}"),
         }
+        tokio::time::sleep(INSTALL_RETRY).await;
+    };
+    tracing::info!("{}", install::install(&mut client, switch, None).await?);
+    for table in tables.split(',').map(str::trim).filter(|table| !table.is_empty()) {
+        install::watch(&client, table).await.with_context(|| format!("watching {table}"))?;
     }
-    switchboard::announce(socket.local_addr()?);
-    switchboard::run(config, socket, stop).await;
     Ok(())
 }
 

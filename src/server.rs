@@ -40,11 +40,10 @@ struct Server {
 pub async fn serve(socket: TcpListener, shared: Arc<Shared>) {
     let stop = shared.stop.clone();
     let deadline = shared.config.stop_timeout;
-    let connections_max = shared.config.subscribers_max + REQUESTS_MAX;
     let server = Arc::new(Server { shared, subscribers: TaskTracker::new() });
     let requests = TaskTracker::new();
     let service = warp::service(routes(server.clone()));
-    let places = Arc::new(Semaphore::new(connections_max));
+    let places = Arc::new(Semaphore::new(REQUESTS_MAX));
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,

@@ -62,9 +62,9 @@ impl Socket {
         Socket { stream, websocket, owed: Vec::new(), heard: Instant::now(), write_timeout }
     }
 
-    /// How long the client has been silent.
-    pub fn silence(&self) -> Duration {
-        self.heard.elapsed()
+    /// When the client was last heard.
+    pub fn heard(&self) -> Instant {
+        self.heard
     }
 
     /// Waits until the client sent something. Cancel-safe.

@@ -11,9 +11,9 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::change::{Cursor, Place};
+use crate::change::{Cursor, Place, Position};
 use crate::config::{CLOSING_MAX, Config};
-use crate::hub::{Hub, Joined, News};
+use crate::hub::{Head, Hub, Joined, News};
 use crate::log::{Log, Page, Visible};
 use crate::metrics::Metrics;
 use crate::protocol::{self, Close, Encoder, Form, From, Kind, Message, OnReset, Request, Selection};
@@ -66,7 +66,12 @@ struct Subscriber {
     shared: Arc<Shared>,
     /// The cursor of the last frame sent that has one.
     last: Option<Cursor>,
+    /// Which life of the hub's positions it follows.
+    life: u64,
+    /// When the last ping was sent, or the connection began.
     pinged: Instant,
+    /// Whether the client was not heard since then.
+    pong_owed: bool,
 }
 
 /// Why a subscriber cannot go on as it is.
@@ -97,7 +102,8 @@ pub async fn run(socket: Socket, subscription: Subscription, shared: Arc<Shared>
         Subscription::Feed(request) => (Kind { selection: Selection::default(), form: Form::Feed }, Some(request)),
         Subscription::SwitchStatus => (Kind::switch_status(), None),
     };
-    let mut subscriber = Subscriber { socket, kind, shared, last: None, pinged: Instant::now() };
+    let mut subscriber =
+        Subscriber { socket, kind, shared, last: None, life: 0, pinged: Instant::now(), pong_owed: false };
     let gone = match request {
         Some(request) => subscriber.serve_feed(request).await,
         None => subscriber.serve_switch_status().await,
@@ -195,21 +201,22 @@ impl Subscriber {
 
     /// Sends what comes before the stream, and says where the stream begins.
     async fn start(&mut self, from: &From) -> Result<Start, End> {
+        let head = self.begin().await?;
         match from {
             From::Now => {
                 let joined = self.join().await?;
-                Ok(Start { place: Place::after(joined.head), skip: None, joined: Some(joined) })
+                Ok(Start { place: Place::after(joined.head.cursor.position), skip: None, joined: Some(joined) })
             }
-            From::Cursor(text) => self.resume(text).await,
-            From::Snapshot => self.send_rows().await,
+            From::Cursor(text) => self.resume(text, head).await,
+            From::Snapshot => self.send_rows(head).await,
         }
     }
 
-    async fn resume(&mut self, text: &str) -> Result<Start, End> {
+    async fn resume(&mut self, text: &str, head: Cursor) -> Result<Start, End> {
         let Ok(cursor) = text.parse::<Cursor>() else {
             return Err(End::Reset { reason: "unknown".into(), oldest: None });
         };
-        if self.shared.hub.head() != Some(cursor) {
+        if cursor != head {
             let log = self.shared.log.clone();
             let look = || {
                 let log = log.clone();
@@ -224,7 +231,7 @@ impl Subscriber {
         Ok(Start { place: Place::after(cursor.position), skip: None, joined: None })
     }
 
-    async fn send_rows(&mut self) -> Result<Start, End> {
+    async fn send_rows(&mut self, head: Cursor) -> Result<Start, End> {
         let (snapshots, selection) = (self.shared.snapshots.clone(), self.kind.selection.clone());
         let begin = || {
             let snapshot = snapshots.get(&selection);
@@ -242,15 +249,11 @@ impl Subscriber {
                     piece = self.attend(snapshot.piece(following)).await??;
                 }
                 Piece::End(join) => {
-                    let mut heads = self.shared.hub.heads();
-                    // What the rows hold must be behind us before we join, or it would come again.
-                    let arrived = heads.wait_for(|head| {
-                        head.is_some_and(|head| head.epoch != join.epoch || head.position >= join.covered)
-                    });
-                    let head = *self.attend(arrived).await?.map_err(|_| Gone::Close(Close::Stopping))?;
-                    if head.is_some_and(|head| head.epoch != join.epoch) {
+                    if join.epoch != head.epoch {
                         return Err(End::Reset { reason: "epoch".into(), oldest: None });
                     }
+                    // What the rows hold must be behind us before we join, or it would come again.
+                    self.wait_for_head(join.covered).await?;
                     return Ok(Start { place: Place::after(join.head), skip: Some(join.visible), joined: None });
                 }
             }
@@ -262,8 +265,8 @@ impl Subscriber {
         let announce = start.is_some();
         let (mut place, mut joined, mut skip) = match start {
             Some(start) => (start.place, start.joined, start.skip),
-            None => match self.join().await {
-                Ok(joined) => (Place::after(joined.head), Some(joined), None),
+            None => match self.begin_now().await {
+                Ok(joined) => (Place::after(joined.head.cursor.position), Some(joined), None),
                 Err(end) => return end,
             },
         };
@@ -304,14 +307,19 @@ impl Subscriber {
         loop {
             // Before the log is read: a commit published in between would be in neither.
             let joined = self.join().await?;
-            if place == Place::after(joined.head) && !matches!(joined.topic.take(joined.next), News::Behind) {
+            if place == Place::after(joined.head.cursor.position)
+                && !matches!(joined.topic.take(joined.next), News::Behind)
+            {
                 return Ok(joined);
             }
-            if place >= Place::after(joined.head) {
-                self.wait_for_head_beyond(joined).await?;
+            if place >= Place::after(joined.head.cursor.position) {
+                // In the middle of a commit that the hub is being brought, or that its history does not hold whole.
+                let beyond = joined.head.cursor.position + 1;
+                drop(joined);
+                self.wait_for_head(beyond).await?;
                 continue;
             }
-            let until = joined.head.max(place.whole());
+            let until = joined.head.cursor.position.max(place.whole());
             while place < Place::after(until) {
                 let (shared, epoch) = (self.shared.clone(), joined.last.epoch);
                 let read = || {
@@ -337,21 +345,18 @@ impl Subscriber {
 
     /// Follows the hub. Returns how far that went when the hub no longer has what comes next.
     async fn follow(&mut self, joined: Joined) -> Result<Place, End> {
-        let mut place = Place::after(joined.head);
+        let mut place = Place::after(joined.head.cursor.position);
         let mut next = joined.next;
         let mut news = joined.topic.news();
         loop {
             news.mark_unchanged();
             match joined.topic.take(next) {
                 News::Nothing => {
+                    self.keep_alive().await?;
                     // An error says that the topic is gone; this subscriber holds it.
                     let _ = self.attend_closely(news.changed()).await?;
                 }
                 News::Chunks { mut chunks, next: following, place: end, last } => {
-                    if self.pinged.elapsed() >= self.shared.config.heartbeat {
-                        self.pinged = Instant::now();
-                        chunks.push(protocol::ping());
-                    }
                     self.send_all(&mut chunks).await?;
                     (next, place) = (following, end);
                     self.last = Some(last);
@@ -360,6 +365,7 @@ impl Subscriber {
                         return Err(Gone::Close(Close::Stopping).into());
                     }
                     Box::pin(self.answer()).await?;
+                    self.keep_alive().await?;
                 }
                 News::Behind => return Ok(place),
                 News::Reset(reason) => return Err(End::Reset { reason, oldest: None }),
@@ -367,23 +373,41 @@ impl Subscriber {
         }
     }
 
-    /// A place at the end of the hub's history, once there is one.
-    async fn join(&mut self) -> Result<Joined, End> {
+    /// Waits until the hub knows where the log ends, and follows its positions from then on.
+    async fn begin(&mut self) -> Result<Cursor, Gone> {
         loop {
-            if let Some(joined) = self.shared.hub.join(&self.kind) {
-                return Ok(joined);
+            if let Some(head) = self.shared.hub.head() {
+                self.life = head.life;
+                return Ok(head.cursor);
             }
             self.wait_for_database().await?;
         }
     }
 
-    /// Waits until the hub has published beyond a place where one cannot join it.
-    async fn wait_for_head_beyond(&mut self, joined: Joined) -> Result<(), End> {
+    async fn begin_now(&mut self) -> Result<Joined, End> {
+        self.begin().await?;
+        self.join().await
+    }
+
+    /// A place at the end of the hub's history.
+    async fn join(&mut self) -> Result<Joined, End> {
+        match self.shared.hub.join(&self.kind) {
+            Some(joined) if joined.head.life == self.life => Ok(joined),
+            _ => Err(End::Reset { reason: "nonce".into(), oldest: None }),
+        }
+    }
+
+    /// Waits until the hub has published this commit.
+    async fn wait_for_head(&mut self, position: Position) -> Result<(), End> {
         let mut heads = self.shared.hub.heads();
-        let Joined { head, last, topic, .. } = joined;
-        drop(topic);
-        let beyond = heads.wait_for(|now| now.is_some_and(|now| now.position > head || now.epoch != last.epoch));
-        let _ = self.attend(beyond).await?.map_err(|_| Gone::Close(Close::Stopping))?;
+        let life = self.life;
+        let arrived = async {
+            let there =
+                |head: &Option<Head>| head.is_some_and(|head| head.cursor.position >= position || head.life != life);
+            heads.wait_for(there).await.is_ok()
+        };
+        // Where the positions do not go on, joining says so.
+        let _ = self.attend(arrived).await?;
         Ok(())
     }
 
@@ -476,9 +500,21 @@ impl Subscriber {
     async fn send_all(&mut self, frames: &mut [Bytes]) -> Result<(), Gone> {
         let sent = self.socket.send(frames).await?;
         self.shared.metrics.sent(sent);
-        // A live client answers each heartbeat's ping, so it is heard that often.
-        if self.socket.silence() > 2 * self.shared.config.heartbeat + self.shared.config.write_timeout {
+        Ok(())
+    }
+
+    /// Sends a ping when it is time for one. Fails when the last one found no answer. Every heartbeat wakes every subscriber, so this
+    /// is asked often enough.
+    async fn keep_alive(&mut self) -> Result<(), Gone> {
+        let Config { heartbeat, write_timeout, .. } = self.shared.config;
+        let waited = self.pinged.elapsed();
+        self.pong_owed &= self.socket.heard() < self.pinged;
+        if self.pong_owed && waited > heartbeat + write_timeout {
             return Err(Gone::Close(Close::NoProgress));
+        }
+        if !self.pong_owed && waited >= heartbeat {
+            (self.pinged, self.pong_owed) = (Instant::now(), true);
+            self.send(protocol::ping()).await?;
         }
         Ok(())
     }

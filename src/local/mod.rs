@@ -29,7 +29,7 @@ mod programs;
 
 pub use programs::Programs;
 
-const LOCK_MAX: Duration = Duration::from_secs(5);
+const LOCK_MAX: Duration = Duration::from_secs(8);
 const INITDB_MAX: Duration = Duration::from_secs(120);
 const START_MAX: Duration = Duration::from_secs(120);
 /// How long one signal may take; the next one is harsher.

