@@ -90,6 +90,8 @@ pub async fn serve(socket: TcpListener, shared: Arc<Shared>) {
     };
     if timeout(deadline, ended).await.is_err() {
         tracing::warn!("{} connections did not end in time and are cut off", server.subscribers.len() + requests.len());
+        server.shared.cut.cancel();
+        server.subscribers.wait().await;
     }
 }
 
@@ -172,7 +174,8 @@ impl Server {
         }
         let accept = derive_accept_key(key.as_bytes());
         self.shared.metrics.subscriber_opened();
-        self.subscribers.spawn(run_upgraded(upgrade, subscription, self.shared.clone()));
+        let (cut, shared) = (self.shared.cut.clone(), self.shared.clone());
+        self.subscribers.spawn(cut.run_until_cancelled_owned(run_upgraded(upgrade, subscription, shared)));
         let answer = warp::reply::with_status(warp::reply(), StatusCode::SWITCHING_PROTOCOLS).into_response();
         let answer = with_header(answer, header::UPGRADE, "websocket");
         with_header(with_header(answer, header::CONNECTION, "upgrade"), header::SEC_WEBSOCKET_ACCEPT, &accept)

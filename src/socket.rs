@@ -7,6 +7,7 @@ use std::io::{self, IoSlice, Read, Write};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 use tungstenite::error::{CapacityError, Error, ProtocolError};
@@ -17,6 +18,8 @@ use crate::protocol::{self, Close};
 
 /// How many bytes of a client's are read at once; frames may be longer.
 const READ_BYTES: usize = 512;
+/// How often the stream is read for one message: fragments without content add up to no size that could be refused.
+const READS_MAX: u32 = 16;
 /// How many buffers are written with one call.
 const SLICES_MAX: usize = 64;
 
@@ -48,6 +51,8 @@ pub enum Gone {
     Closed,
     /// To be closed by us, with this code.
     Close(Close),
+    /// It took nothing for the write time-out, so it cannot be told that this is [`Close::NoProgress`] either.
+    Stalled,
 }
 
 impl Socket {
@@ -75,7 +80,8 @@ impl Socket {
 
     /// The next message that has arrived whole; `None` when none has. Pings are answered at the next sending.
     pub fn receive(&mut self) -> Result<Option<Incoming>, Gone> {
-        let mut both = ReadHereOweThere { stream: &self.stream, owed: &mut self.owed, heard: &mut self.heard };
+        let (stream, owed, heard) = (&self.stream, &mut self.owed, &mut self.heard);
+        let mut both = ReadHereOweThere { stream, owed, heard, reads_left: READS_MAX };
         let message = match self.websocket.read(&mut both) {
             Ok(Received::Text(text)) => Incoming::Text(text.as_str().to_owned()),
             Ok(Received::Binary(_)) => Incoming::Binary,
@@ -111,20 +117,14 @@ impl Socket {
                 first += 1;
                 continue;
             }
-            let mut slices = [IoSlice::new(&[]); SLICES_MAX];
-            let mut count = 0;
-            for frame in frames[first..].iter().take(SLICES_MAX) {
-                slices[count] = IoSlice::new(frame);
-                count += 1;
-            }
-            match self.stream.try_write_vectored(&slices[..count]) {
+            match self.try_write(&frames[first..]) {
                 Ok(written) => advance(&mut frames[first..], written),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     let deadline = Instant::now() + self.write_timeout;
                     match timeout_at(deadline, Box::pin(self.stream.writable())).await {
                         Ok(Ok(())) => {}
                         Ok(Err(_)) => return Err(Gone::Closed),
-                        Err(_) => return Err(Gone::Close(Close::NoProgress)),
+                        Err(_) => return Err(Gone::Stalled),
                     }
                 }
                 Err(_) => return Err(Gone::Closed),
@@ -133,27 +133,42 @@ impl Socket {
         Ok(())
     }
 
-    /// Ends the connection: says why, waits a little for the client's closing frame, and lets go.
-    pub async fn close(mut self, gone: Gone) {
-        let Gone::Close(close) = gone else {
-            // What is owed is at most the closing frame that answers the client's.
-            let _ = timeout(CLOSE_PATIENCE, self.send(&mut [])).await;
-            return;
-        };
-        if close == Close::NoProgress {
-            // Its buffers are full; nothing could be said. A reset frees them at once.
-            let _ = self.stream.set_zero_linger();
-            return;
+    /// As much as the kernel takes, with one call. Not part of the future above, which would keep room for the slices.
+    fn try_write(&self, frames: &[Bytes]) -> io::Result<usize> {
+        let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+        for (slice, frame) in slices.iter_mut().zip(frames) {
+            *slice = IoSlice::new(frame);
         }
+        self.stream.try_write_vectored(&slices[..frames.len().min(SLICES_MAX)])
+    }
+
+    /// Ends the connection: says why, hears the client out for a little while, and lets go.
+    ///
+    /// What a client has sent and nobody read would make the kernel reset the connection, and could take our last word with it.
+    pub async fn close(mut self, gone: Gone) {
+        let mut last_word = match gone {
+            // What is owed is at most the closing frame that answers the client's.
+            Gone::Closed => None,
+            Gone::Close(close) => Some(protocol::close(close)),
+            Gone::Stalled => {
+                // Its buffers are full. A reset frees them at once.
+                let _ = self.stream.set_zero_linger();
+                return;
+            }
+        };
         let closing = async {
-            self.send(&mut [protocol::close(close)]).await?;
-            loop {
-                self.readable().await;
-                self.receive()?;
+            let sent = self.send(last_word.as_mut_slice()).await;
+            if sent.is_err() || self.stream.shutdown().await.is_err() {
+                return;
+            }
+            let mut unheard = [0; READ_BYTES];
+            while !matches!(self.stream.read(&mut unheard).await, Ok(0) | Err(_)) {
+                // So that the time-out gets its turn, however much the client has to say.
+                tokio::task::yield_now().await;
             }
         };
         // However it ends, the connection is closed below.
-        let _: Result<Result<(), Gone>, _> = timeout(CLOSE_PATIENCE, closing).await;
+        let _ = timeout(CLOSE_PATIENCE, closing).await;
     }
 }
 
@@ -183,10 +198,13 @@ struct ReadHereOweThere<'a> {
     stream: &'a TcpStream,
     owed: &'a mut Vec<u8>,
     heard: &'a mut Instant,
+    reads_left: u32,
 }
 
 impl Read for ReadHereOweThere<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let Some(left) = self.reads_left.checked_sub(1) else { return Err(io::ErrorKind::WouldBlock.into()) };
+        self.reads_left = left;
         let read = self.stream.try_read(buffer)?;
         *self.heard = Instant::now();
         Ok(read)

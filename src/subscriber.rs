@@ -41,14 +41,16 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// Says that the gateway stops.
     pub stop: CancellationToken,
+    /// Says that it stopped long enough: who is still there is cut off.
+    pub cut: CancellationToken,
     closing: Semaphore,
 }
 
 impl Shared {
     /// What subscribers need.
     pub fn new(config: Config, hub: Arc<Hub>, log: Log, snapshots: Arc<Snapshots>, metrics: Arc<Metrics>) -> Shared {
-        let stop = CancellationToken::new();
-        Shared { config, hub, log, snapshots, metrics, stop, closing: Semaphore::new(CLOSING_MAX) }
+        let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
+        Shared { config, hub, log, snapshots, metrics, stop, cut, closing: Semaphore::new(CLOSING_MAX) }
     }
 }
 
@@ -102,28 +104,31 @@ pub async fn run(socket: Socket, subscription: Subscription, shared: Arc<Shared>
         Subscription::Feed(request) => (Kind { selection: Selection::default(), form: Form::Feed }, Some(request)),
         Subscription::SwitchStatus => (Kind::switch_status(), None),
     };
+    // On the heap, so that no future it is handed through keeps room for a copy.
     let mut subscriber =
-        Subscriber { socket, kind, shared, last: None, life: 0, pinged: Instant::now(), pong_owed: false };
+        Box::new(Subscriber { socket, kind, shared, last: None, life: 0, pinged: Instant::now(), pong_owed: false });
     let gone = match request {
         Some(request) => subscriber.serve_feed(request).await,
         None => subscriber.serve_switch_status().await,
     };
-    let Subscriber { socket, shared, .. } = subscriber;
-    if gone == Gone::Close(Close::Stopping) {
-        // So that all clients do not come back at another gateway in the same moment. Never closed.
-        let _turn = shared.closing.acquire().await;
-        socket.close(gone).await;
-    } else {
-        socket.close(gone).await;
-    }
+    let Subscriber { socket, shared, .. } = *subscriber;
+    // Not all at once when the gateway stops, so that clients do not come back at another one in the same moment. Never closed.
+    let stops = gone == Gone::Close(Close::Stopping);
+    let _turn = if stops { Some(shared.closing.acquire().await) } else { None };
+    Box::pin(socket.close(gone)).await;
     shared.metrics.subscriber_closed(match gone {
         Gone::Close(close) => close,
         Gone::Closed => Close::Normal,
+        Gone::Stalled => Close::NoProgress,
     });
 }
 
 impl Subscriber {
     async fn serve_switch_status(&mut self) -> Gone {
+        // What came right behind the handshake was read with it; no news of the socket's will tell.
+        if let Err(gone) = self.answer().await {
+            return gone;
+        }
         loop {
             match self.follow_from(None).await {
                 End::Gone(gone) => return gone,
@@ -175,6 +180,8 @@ impl Subscriber {
     async fn greet(&mut self, request: &Request) -> Result<(), Gone> {
         let heartbeat = self.shared.config.heartbeat.as_millis() as u64;
         self.send(protocol::hello(heartbeat)).await?;
+        // What came right behind the handshake was read with it; no news of the socket's will tell.
+        self.answer().await?;
         if !*self.shared.hub.database().borrow() {
             self.send(protocol::status(false)).await?;
         }
@@ -462,6 +469,8 @@ impl Subscriber {
                 () = self.socket.readable() => {}
             }
             Box::pin(self.answer()).await?;
+            // A client that never stops talking leaves others their turn.
+            tokio::task::yield_now().await;
         }
     }
 
@@ -484,13 +493,16 @@ impl Subscriber {
             }
             count += 1;
             if count % MESSAGES_AT_ONCE == 0 {
+                self.pay().await?;
                 tokio::task::yield_now().await;
             }
         }
-        if self.socket.owes() {
-            self.send_all(&mut []).await?;
-        }
-        Ok(())
+        self.pay().await
+    }
+
+    /// Sends what the protocol owes the client.
+    async fn pay(&mut self) -> Result<(), Gone> {
+        if self.socket.owes() { self.send_all(&mut []).await } else { Ok(()) }
     }
 
     async fn send(&mut self, frames: Bytes) -> Result<(), Gone> {

@@ -28,14 +28,6 @@ impl Client {
         Client { socket, cursor: None }
     }
 
-    /// The status with which a handshake is refused.
-    pub async fn refused(url: &str) -> u16 {
-        match soon("connecting", tokio_tungstenite::connect_async(url)).await {
-            Err(tokio_tungstenite::tungstenite::Error::Http(response)) => response.status().as_u16(),
-            other => panic!("the handshake was not refused: {other:?}"),
-        }
-    }
-
     /// The next text frame as it stands; the close code where there is none.
     pub async fn text(&mut self) -> Result<String, u16> {
         loop {

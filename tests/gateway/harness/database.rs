@@ -18,7 +18,8 @@ impl Server {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("switchboard-test-{}-{number}", std::process::id()));
         let usual = [("max_connections", "400"), ("shared_buffers", "64MB")];
-        let settings = usual.iter().chain(settings).map(|(name, value)| (name.to_string(), value.to_string())).collect();
+        let settings =
+            usual.iter().chain(settings).map(|(name, value)| (name.to_string(), value.to_string())).collect();
         let options = Options { dir, settings, durable: false, keep: false };
         Server(LocalServer::start(options, |_| {}).await.expect("a PostgreSQL server for tests"))
     }

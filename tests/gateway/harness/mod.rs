@@ -2,6 +2,7 @@
 
 mod client;
 mod database;
+pub mod raw;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-pub use client::Client;
+pub use client::{Client, get};
 pub use database::{Database, Server};
 
 /// How long any test waits for any fact.
