@@ -65,9 +65,12 @@ create table if not exists switchboard.log (
 create table if not exists switchboard.mark (
     xid  xid8        not null,
     mark bigint      not null,
-    at   timestamptz not null,
-    constraint mark_pkey primary key (xid)
+    at   timestamptz not null
 );
+
+-- Not unique: a session that resets its settings between two writes makes the second one look like a first one, and that must not
+-- fail its commit. The last mark counts.
+create index if not exists mark_xid on switchboard.mark (xid);
 
 -- Positions. The newest row of each numbering carries the snapshot that it numbered by, and so the newest row of all is
 -- the state of numbering. A state row that is updated in place would be slow to find while a long transaction keeps
@@ -92,4 +95,13 @@ create table if not exists switchboard.numbering ();
 create table if not exists switchboard.gateway_role (
     role regrole not null,
     constraint gateway_role_pkey primary key (role)
+);
+
+-- What those roles were granted on behalf of Switchboard, to be taken back with it: usage of a schema, or select on a table.
+create table if not exists switchboard.granted (
+    role        regrole not null,
+    schema_name text    not null,
+    -- Null where it is the usage of the schema.
+    table_name  text,
+    constraint granted_key unique (role, schema_name, table_name)
 );

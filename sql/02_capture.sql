@@ -13,6 +13,7 @@ create or replace function switchboard.capture() returns trigger
     set "IntervalStyle" = 'postgres'
     set bytea_output = 'hex'
     set extra_float_digits = '1'
+    set quote_all_identifiers = off
 as $$
 declare
     this xid8 := pg_current_xact_id();

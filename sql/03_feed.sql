@@ -28,9 +28,11 @@ begin
            case when lead(fresh.xid) over by_mark is null then visible end
     from (
         select mark.xid, mark.at, mark.mark, last.serial as last_serial
-        from (select * from switchboard.mark where xid >= pg_snapshot_xmax(previous.snapshot)
-              union all
-              select * from switchboard.mark where xid = any (array(select pg_snapshot_xip(previous.snapshot)))) as mark
+        from (select young.xid, max(young.mark) as mark, max(young.at) as at
+              from (select * from switchboard.mark where xid >= pg_snapshot_xmax(previous.snapshot)
+                    union all
+                    select * from switchboard.mark where xid = any (array(select pg_snapshot_xip(previous.snapshot)))) as young
+              group by young.xid) as mark
         cross join lateral (select log.serial from switchboard.log as log
                             where log.xid = mark.xid order by log.serial desc limit 1) as last
     ) as fresh

@@ -33,21 +33,21 @@ begin
                       key_columns = excluded.key_columns
     returning id into watch;
 
-    -- A trigger that is as it should be stays: to make it again would lock the table for nothing.
-    if not switchboard.captures(relation, 'switchboard_capture') then
-        execute format('drop trigger if exists switchboard_capture on %s', relation);
-        execute format('create trigger switchboard_capture after insert or update or delete on %s
+    -- A trigger that is as it should be stays: to make it again would lock the table for nothing. PostgreSQL fires triggers in the
+    -- order of their names, and ours is to come first: one of the user's may change the row again, and that comes second.
+    if not switchboard.captures(relation, '!switchboard_capture') then
+        execute format('drop trigger if exists "!switchboard_capture" on %s', relation);
+        execute format('create trigger "!switchboard_capture" after insert or update or delete on %s
                         for each row execute function switchboard.capture(%L)', relation, watch);
     end if;
-    if not switchboard.captures(relation, 'switchboard_capture_truncate') then
-        execute format('drop trigger if exists switchboard_capture_truncate on %s', relation);
-        execute format('create trigger switchboard_capture_truncate after truncate on %s
+    if not switchboard.captures(relation, '!switchboard_capture_truncate') then
+        execute format('drop trigger if exists "!switchboard_capture_truncate" on %s', relation);
+        execute format('create trigger "!switchboard_capture_truncate" after truncate on %s
                         for each statement execute function switchboard.capture(%L)', relation, watch);
     end if;
 
     for grantee in select role from switchboard.gateway_role loop
-        execute format('grant usage on schema %I to %s', class.nspname, grantee);
-        execute format('grant select on %s to %s', relation, grantee);
+        perform switchboard.lend(grantee, class.nspname, class.relname);
     end loop;
     return watch;
 end
@@ -70,8 +70,10 @@ declare
     was_active boolean;
 begin
     select active into was_active from switchboard.watched where watched.relation = unwatch.relation;
-    execute format('drop trigger if exists switchboard_capture on %s', relation);
-    execute format('drop trigger if exists switchboard_capture_truncate on %s', relation);
+    perform switchboard.take_back(n.nspname, c.relname)
+    from pg_class as c join pg_namespace as n on n.oid = c.relnamespace where c.oid = relation;
+    execute format('drop trigger if exists "!switchboard_capture" on %s', relation);
+    execute format('drop trigger if exists "!switchboard_capture_truncate" on %s', relation);
     update switchboard.watched set active = false where watched.relation = unwatch.relation;
     return coalesce(was_active, false);
 end
@@ -93,10 +95,49 @@ begin
     -- To lock the empty table is the right to number.
     execute format('grant delete on switchboard.numbering to %s', role);
     execute format('grant select on switchboard.step to %s', role);
-    for watched in select w.relation, w.schema_name from switchboard.watched as w
-                   where w.active and exists (select from pg_class where oid = w.relation) loop
-        execute format('grant usage on schema %I to %s', watched.schema_name, role);
-        execute format('grant select on %s to %s', watched.relation, role);
+    for watched in select n.nspname, c.relname from switchboard.watched as w
+                   join pg_class as c on c.oid = w.relation join pg_namespace as n on n.oid = c.relnamespace
+                   where w.active loop
+        perform switchboard.lend(role, watched.nspname, watched.relname);
+    end loop;
+end
+$$;
+
+-- Grants a role what it needs to read a table, where it has not got it anyhow, and notes what it granted.
+create or replace function switchboard.lend(role regrole, schema_name text, table_name text) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if not has_schema_privilege(role, schema_name, 'usage') then
+        execute format('grant usage on schema %I to %s', schema_name, role);
+        insert into switchboard.granted values (role, schema_name, null) on conflict do nothing;
+    end if;
+    if not has_table_privilege(role, format('%I.%I', schema_name, table_name), 'select') then
+        execute format('grant select on %I.%I to %s', schema_name, table_name, role);
+        insert into switchboard.granted values (role, schema_name, table_name) on conflict do nothing;
+    end if;
+end
+$$;
+
+-- Takes back what was lent: on one table, or all of it.
+create or replace function switchboard.take_back(only_schema text default null, only_table text default null) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    lent record;
+begin
+    for lent in delete from switchboard.granted as g
+                where only_table is null or (g.schema_name = only_schema and g.table_name = only_table)
+                returning * loop
+        -- The role, the schema or the table may be gone by now, and the grant with it.
+        continue when not exists (select from pg_roles where oid = lent.role);
+        if lent.table_name is not null and to_regclass(format('%I.%I', lent.schema_name, lent.table_name)) is not null then
+            execute format('revoke select on %I.%I from %s', lent.schema_name, lent.table_name, lent.role);
+        elsif lent.table_name is null and to_regnamespace(quote_ident(lent.schema_name)) is not null then
+            execute format('revoke usage on schema %I from %s', lent.schema_name, lent.role);
+        end if;
     end loop;
 end
 $$;

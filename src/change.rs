@@ -186,6 +186,15 @@ impl Change {
         self.json.get_or_init(|| self.encode())
     }
 
+    /// Whether the row has all columns of its table's key, or its table none.
+    pub fn fits(&self) -> bool {
+        let (Some(key), Some(row)) = (&self.table.key, self.new.as_deref().or(self.old.as_deref())) else {
+            return true;
+        };
+        let row = fields(row);
+        key.iter().all(|column| row.0.iter().any(|(name, _)| name == column))
+    }
+
     /// About how many bytes the change takes in a frame.
     pub fn bytes(&self) -> usize {
         let length = |row: &Option<Box<RawValue>>| row.as_ref().map_or(0, |row| row.get().len());

@@ -164,10 +164,13 @@ async fn look_at_doorbell(database: &tokio_postgres::Config, findings: &mut Vec<
 
 async fn look_at_tables(client: &Client, findings: &mut Vec<Finding>) -> Result<()> {
     let sql = "select format('%I.%I', schema_name, table_name), active, class.oid is not null,
-                      switchboard.captures(relation, 'switchboard_capture')
-                      and switchboard.captures(relation, 'switchboard_capture_truncate'),
-                      coalesce(has_table_privilege(class.oid, 'select'), false), key_columns is not null
-               from switchboard.watched left join pg_class as class on class.oid = relation order by 1";
+                      switchboard.captures(relation, '!switchboard_capture')
+                      and switchboard.captures(relation, '!switchboard_capture_truncate'),
+                      coalesce(has_table_privilege(class.oid, 'select'), false), key_columns is not null,
+                      pg_get_userbyid(class.relowner), pg_get_userbyid(capture.proowner),
+                      coalesce(pg_has_role(class.relowner, capture.proowner, 'usage'), true)
+               from switchboard.watched left join pg_class as class on class.oid = relation
+               cross join (select proowner from pg_proc where oid = 'switchboard.capture'::regproc) as capture order by 1";
     let rows = match client.query(sql, &[]).await {
         Ok(rows) => rows,
         Err(error) => {
@@ -182,6 +185,13 @@ async fn look_at_tables(client: &Client, findings: &mut Vec<Finding>) -> Result<
     }
     for row in watched {
         let table: &str = row.get(0);
+        if !row.get::<_, bool>(8) {
+            let (owner, installer): (&str, &str) = (row.get(6), row.get(7));
+            findings.push(note(
+                format!("{owner}, who owns {table}, can act as {installer} through it: by a cast of a type of theirs to json"),
+                "trust them as much, or install as a role that owns nothing but the schema \"switchboard\"",
+            ));
+        }
         let (exists, captures, readable, keyed): (bool, bool, bool, bool) =
             (row.get(2), row.get(3), row.get(4), row.get(5));
         findings.push(match (exists, captures, readable, keyed) {

@@ -69,8 +69,24 @@ pub async fn install(client: &mut Client, switch: bool, gateway_role: Option<&st
 
 /// The numbers of the steps that the database has.
 pub async fn applied(client: &impl tokio_postgres::GenericClient) -> Result<Vec<i32>> {
-    let there = client.query_one("select to_regclass('switchboard.step') is not null", &[]).await?;
-    if !there.get::<_, bool>(0) {
+    let schema =
+        "select has_schema_privilege(oid, 'usage'), current_user::text from pg_namespace where nspname = 'switchboard'";
+    match client.query_opt(schema, &[]).await.map_err(told)? {
+        None => return Ok(Vec::new()),
+        Some(row) if !row.get::<_, bool>(0) => {
+            let user: &str = row.get(1);
+            bail!(
+                "{user} may not use the schema \"switchboard\"; as its owner, run: switchboard install --gateway-role {user}"
+            );
+        }
+        Some(_) => {}
+    }
+    if !client
+        .query_one("select to_regclass('switchboard.step') is not null", &[])
+        .await
+        .map_err(told)?
+        .get::<_, bool>(0)
+    {
         return Ok(Vec::new());
     }
     let rows = client.query("select number from switchboard.step order by number", &[]).await.map_err(told)?;

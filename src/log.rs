@@ -169,15 +169,15 @@ impl Log {
             (&PAGE_BYTES_MAX, Type::INT8),
         ];
         let rows = self.query(sql, values).await?;
-        let known: Vec<i32> = rows.iter().map(|row| row.try_get("watch")).collect::<Result<_, _>>()?;
-        let tables = self.tables_of(&known).await?;
-        join(epoch, place, &rows, &tables)
-    }
-
-    /// The tables behind these numbers, as the log tells them; asks only for what it has not seen.
-    async fn tables_of(&self, watches: &[i32]) -> Result<Tables> {
         let known = self.lock_tables().clone();
-        if watches.iter().all(|watch| known.contains_key(watch)) { Ok(known) } else { self.refresh_tables().await }
+        match join(epoch, place, &rows, &known, None)? {
+            Some(page) => Ok(page),
+            // A table was watched, or its key renamed, since they were last looked up.
+            None => {
+                let fresh = self.refresh_tables().await?;
+                join(epoch, place, &rows, &fresh, Some(&known))?.context("a table in the log cannot be looked up")
+            }
+        }
     }
 
     /// The tables as they are now: renamed, with another key, new, or gone.
@@ -271,7 +271,9 @@ impl Drop for Borrowed {
 }
 
 /// Makes parts of rows, and checks that they follow `place` and one another without a hole.
-fn join(epoch: Epoch, place: Place, rows: &[Row], tables: &Tables) -> Result<Page> {
+///
+/// `None` where a row does not fit its table as it was last looked up: look again, and bring what was known `before`.
+fn join(epoch: Epoch, place: Place, rows: &[Row], tables: &Tables, before: Option<&Tables>) -> Result<Option<Page>> {
     let mut parts: Vec<Part> = Vec::new();
     let mut at = place;
     let mut part_bytes = 0;
@@ -279,14 +281,14 @@ fn join(epoch: Epoch, place: Place, rows: &[Row], tables: &Tables) -> Result<Pag
         let (position, serial, last_serial): (i64, i64, i64) =
             (row.try_get("position")?, row.try_get("serial")?, row.try_get("last_serial")?);
         if position != at.position + 1 {
-            return Ok(Page::Overtaken);
+            return Ok(Some(Page::Overtaken));
         }
         if at.serial.is_some_and(|before| serial <= before) {
             bail!("change {serial} of commit {position} came after change {:?}: the log is out of order", at.serial);
         }
         let nonce: i32 = row.try_get("nonce")?;
         let cursor = Cursor { epoch, position, nonce: nonce.unsigned_abs() };
-        let change = change(row, serial, tables)?;
+        let Some(change) = change(row, serial, tables, before)? else { return Ok(None) };
         let begins = at.serial.is_none();
         if begins || parts.is_empty() || part_bytes >= FRAME_BYTES_MAX {
             let (tx, written): (&str, &str) = (row.try_get("xid")?, row.try_get("at")?);
@@ -301,12 +303,11 @@ fn join(epoch: Epoch, place: Place, rows: &[Row], tables: &Tables) -> Result<Pag
         at = if part.last { Place::after(position) } else { Place { serial: Some(serial), ..at } };
     }
     // Asked for something behind the head's beginning, the log has to answer with something.
-    if parts.is_empty() { Ok(Page::Overtaken) } else { Ok(Page::Parts(parts)) }
+    Ok(Some(if parts.is_empty() { Page::Overtaken } else { Page::Parts(parts) }))
 }
 
-fn change(row: &Row, serial: i64, tables: &Tables) -> Result<Change> {
+fn change(row: &Row, serial: i64, tables: &Tables, before: Option<&Tables>) -> Result<Option<Change>> {
     let watch: i32 = row.try_get("watch")?;
-    let table = tables.get(&watch).with_context(|| format!("the log names table {watch}, which nobody watched"))?;
     let op = match row.try_get("op")? {
         "I" => Op::Insert,
         "U" => Op::Update,
@@ -318,7 +319,15 @@ fn change(row: &Row, serial: i64, tables: &Tables) -> Result<Change> {
         let text: Option<String> = row.try_get(column)?;
         text.map(|text| RawValue::from_string(text).context("a row in the log is not JSON")).transpose()
     };
-    Ok(Change::new(serial, table.clone(), op, json("old")?, json("new")?))
+    let Some(table) = tables.get(&watch) else { return Ok(None) };
+    let change = Change::new(serial, table.clone(), op, json("old")?, json("new")?);
+    if change.fits() {
+        return Ok(Some(change));
+    }
+    let Some(before) = before else { return Ok(None) };
+    // Written before its table's key was renamed; else by a key that nobody remembers.
+    let then = before.get(&watch).unwrap_or(table).clone();
+    Ok(Some(Change::new(serial, then, op, change.old, change.new)))
 }
 
 /// Which transactions were visible to a transaction of PostgreSQL: the text form of its `pg_snapshot`,

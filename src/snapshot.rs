@@ -119,7 +119,8 @@ impl Snapshots {
         // The settings that capture pins, so that a value reads the same in a row and in a change.
         let begin = "begin isolation level repeatable read read only;
                      set local \"TimeZone\" = 'UTC'; set local \"DateStyle\" = 'ISO, MDY'; set local \"IntervalStyle\" = 'postgres';
-                     set local bytea_output = 'hex'; set local extra_float_digits = 1";
+                     set local bytea_output = 'hex'; set local extra_float_digits = 1;
+                     set local quote_all_identifiers = off; set local search_path = pg_catalog, pg_temp";
         within(STATEMENT_PATIENCE, connection.batch_execute(begin)).await?;
         let sql = "select pg_current_snapshot()::text, epoch, head from switchboard.look(0)";
         let row =

@@ -52,7 +52,9 @@ async fn a_transaction_arrives_as_one_commit_in_the_order_it_was_made() {
         .as_array()
         .unwrap()
         .iter()
-        .map(|change| format!("{} {} {}", change["op"].as_str().unwrap(), change["table"].as_str().unwrap(), change["key"]["id"]))
+        .map(|change| {
+            format!("{} {} {}", change["op"].as_str().unwrap(), change["table"].as_str().unwrap(), change["key"]["id"])
+        })
         .collect();
     assert_eq!(
         told,
@@ -155,7 +157,9 @@ async fn tables_of_every_kind_speak_under_their_own_names() {
     );
     assert_eq!(
         client.changes().await,
-        [json!({"op": "insert", "table": "My Schema.Odd \"Näme\"", "key": {"Ké\"y": 1}, "new": {"Ké\"y": 1, "select": "y"}})]
+        [
+            json!({"op": "insert", "table": "My Schema.Odd \"Näme\"", "key": {"Ké\"y": 1}, "new": {"Ké\"y": 1, "select": "y"}})
+        ]
     );
     let change = client.changes().await.remove(0);
     assert_eq!((&change["table"], &change["key"]), (&json!("public.measured"), &json!({"at": "2026-01-15", "n": 1})));
