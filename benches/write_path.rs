@@ -5,7 +5,7 @@
 //! mood hits all three. Run with:
 //!
 //! ```text
-//! cargo bench --bench write_path                # 1, 8 and 32 clients, 5 rounds of 10 s each
+//! cargo bench --bench write_path                # 1, 8 and 32 clients, 5 rounds of 5 s each
 //! cargo bench --bench write_path -- --short     # to see that it works
 //! ```
 
@@ -24,7 +24,7 @@ const TABLES: [&str; 3] = ["bare", "notify", "watched"];
 #[tokio::main]
 async fn main() -> Result<()> {
     let short = std::env::args().any(|argument| argument == "--short");
-    let (rounds, seconds) = if short { (1, 1) } else { (5, 10) };
+    let (rounds, seconds) = if short { (1, 1) } else { (5, 5) };
     let dir = std::env::temp_dir().join(format!("switchboard-bench-{}", std::process::id()));
     let settings = [("max_connections", "100"), ("shared_buffers", "256MB"), ("max_wal_size", "4GB")];
     let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();

@@ -175,7 +175,8 @@ impl Server {
         let accept = derive_accept_key(key.as_bytes());
         self.shared.metrics.subscriber_opened();
         let (cut, shared) = (self.shared.cut.clone(), self.shared.clone());
-        self.subscribers.spawn(cut.run_until_cancelled_owned(run_upgraded(upgrade, subscription, shared)));
+        // Boxed, since what waits for either of two things keeps room for the future it was given, twice.
+        self.subscribers.spawn(cut.run_until_cancelled_owned(Box::pin(run_upgraded(upgrade, subscription, shared))));
         let answer = warp::reply::with_status(warp::reply(), StatusCode::SWITCHING_PROTOCOLS).into_response();
         let answer = with_header(answer, header::UPGRADE, "websocket");
         with_header(with_header(answer, header::CONNECTION, "upgrade"), header::SEC_WEBSOCKET_ACCEPT, &accept)

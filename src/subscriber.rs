@@ -99,31 +99,35 @@ impl std::convert::From<anyhow::Error> for End {
 }
 
 /// Serves one connection until it ends.
-pub async fn run(socket: Socket, subscription: Subscription, shared: Arc<Shared>) {
+pub fn run(socket: Socket, subscription: Subscription, shared: Arc<Shared>) -> impl Future<Output = ()> {
     let (kind, request) = match subscription {
         Subscription::Feed(request) => (Kind { selection: Selection::default(), form: Form::Feed }, Some(request)),
         Subscription::SwitchStatus => (Kind::switch_status(), None),
     };
-    // On the heap, so that no future it is handed through keeps room for a copy.
-    let mut subscriber =
-        Box::new(Subscriber { socket, kind, shared, last: None, life: 0, pinged: Instant::now(), pong_owed: false });
-    let gone = match request {
-        Some(request) => subscriber.serve_feed(request).await,
-        None => subscriber.serve_switch_status().await,
-    };
-    let Subscriber { socket, shared, .. } = *subscriber;
-    // Not all at once when the gateway stops, so that clients do not come back at another one in the same moment. Never closed.
-    let stops = gone == Gone::Close(Close::Stopping);
-    let _turn = if stops { Some(shared.closing.acquire().await) } else { None };
-    Box::pin(socket.close(gone)).await;
-    shared.metrics.subscriber_closed(match gone {
-        Gone::Close(close) => close,
-        Gone::Closed => Close::Normal,
-        Gone::Stalled => Close::NoProgress,
-    });
+    let pinged = Instant::now();
+    // On the heap before there is a future: one that it is moved through would keep room for a copy.
+    Box::new(Subscriber { socket, kind, shared, last: None, life: 0, pinged, pong_owed: false }).live(request)
 }
 
 impl Subscriber {
+    /// A whole life; without a request, that of `/switch/status`.
+    async fn live(mut self: Box<Self>, request: Option<Request>) {
+        let gone = match request {
+            Some(request) => self.serve_feed(request).await,
+            None => Box::pin(self.serve_switch_status()).await,
+        };
+        let Subscriber { socket, shared, .. } = *self;
+        // Not all at once when the gateway stops, so that clients do not come back at another one in the same moment. Never closed.
+        let stops = gone == Gone::Close(Close::Stopping);
+        let _turn = if stops { Some(shared.closing.acquire().await) } else { None };
+        Box::pin(socket.close(gone)).await;
+        shared.metrics.subscriber_closed(match gone {
+            Gone::Close(close) => close,
+            Gone::Closed => Close::Normal,
+            Gone::Stalled => Close::NoProgress,
+        });
+    }
+
     async fn serve_switch_status(&mut self) -> Gone {
         // What came right behind the handshake was read with it; no news of the socket's will tell.
         if let Err(gone) = self.answer().await {
