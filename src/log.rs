@@ -237,6 +237,7 @@ pub fn told(error: tokio_postgres::Error) -> anyhow::Error {
     let remedy = match said.code().code() {
         "55P03" => "; it was in use: try again when no long transaction holds it",
         "42501" => "; use a role that may",
+        "42P01" | "3F000" if !said.message().contains("switchboard") => "; name it as SQL does, with its schema",
         "3F000" | "42P01" | "42883" if said.message().contains("switchboard") => "; run \"switchboard check\"",
         _ => "",
     };

@@ -168,3 +168,32 @@ async fn a_slow_client_keeps_no_transaction_open() {
     let (rows, _) = client.snapshot().await;
     assert_eq!(rows.len(), 3000);
 }
+
+#[tokio::test]
+async fn a_commit_between_rows_and_numbers_comes_once_and_one_that_the_rows_miss_is_not_lost() {
+    let db = accounts().await;
+    let gateway = Gateway::start(&db).await;
+    let (late, fence) = (db.session().await, db.session().await);
+    late.batch_execute("begin; update account set n = 1 where id = 1").await.unwrap();
+    // From here on nobody gets a position.
+    fence.batch_execute("begin; lock table switchboard.numbering in exclusive mode").await.unwrap();
+    db.run(&["update account set n = 2 where id = 2"]).await;
+
+    let mut client = gateway.subscribe("table=account").await;
+    until("the snapshot is taken", async || {
+        let open = "select exists (select from pg_stat_activity where datname = current_database()
+                    and application_name = 'switchboard' and state = 'idle in transaction')";
+        db.value(open).await
+    })
+    .await;
+    late.batch_execute("commit").await.unwrap();
+    fence.batch_execute("commit").await.unwrap();
+
+    let (rows, commits) = client.snapshot().await;
+    let numbers = |id: i64| rows.iter().find(|row| row["id"] == id).unwrap()["n"].clone();
+    assert_eq!((numbers(1), numbers(2)), (100.into(), 2.into()), "the rows hold the one and not the other");
+    let told: Vec<&Value> = commits.iter().map(|commit| &commit["changes"][0]["new"]["n"]).collect();
+    assert_eq!(told, [1], "the stream tells the other and not the one");
+    db.run(&["update account set n = 3 where id = 3"]).await;
+    assert_eq!(client.changes().await[0]["new"]["n"], 3);
+}
