@@ -77,7 +77,7 @@ async fn measure(server: &LocalServer, size: &Size) -> Result<()> {
              create trigger notify after update on notify for each row execute function notify()",
         )
         .await?;
-    install::watch(&client, "watched").await?;
+    install::watch(&mut client, "watched").await?;
 
     let gateway = Command::new(env!("CARGO_BIN_EXE_switchboard"));
     let mut gateway = Server::start(gateway, &["serve", "--listen", "127.0.0.1:0", "--log", "error"], &url).await?;

@@ -46,7 +46,7 @@ async fn measure(server: &LocalServer, rounds: usize, seconds: u32) -> Result<()
         );
         client.batch_execute(&create).await?;
     }
-    install::watch(&client, "watched").await?;
+    install::watch(&mut client, "watched").await?;
     let usual = "create function notify() returns trigger language plpgsql as
                  $$ begin perform pg_notify('changes', row_to_json(new)::text); return null; end $$;
                  create trigger notify after insert or update on notify for each row execute function notify();

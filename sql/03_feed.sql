@@ -121,6 +121,14 @@ as $$
          (select position, nonce from switchboard.commit order by position desc limit 1) as newest
 $$;
 
+-- Where the log ends. (To find where it begins may mean to step over much that retention left behind.)
+create or replace function switchboard.head(out head bigint, out head_nonce integer)
+    language sql stable security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+    select position, nonce from switchboard.commit order by position desc limit 1
+$$;
+
 -- Begins a new epoch where the log has none yet, or where its positions cannot go on: in another cluster than the one that gave
 -- them (a restored dump, an upgrade), or where transaction numbers went backwards. Returns the reason, or null where all goes on.
 create or replace function switchboard.open() returns text

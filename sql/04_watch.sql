@@ -35,30 +35,32 @@ begin
 
     -- A trigger that is as it should be stays: to make it again would lock the table for nothing. PostgreSQL fires triggers in the
     -- order of their names, and ours is to come first: one of the user's may change the row again, and that comes second.
-    if not switchboard.captures(relation, '!switchboard_capture') then
+    if not switchboard.captures(relation, '!switchboard_capture', watch) then
         execute format('drop trigger if exists "!switchboard_capture" on %s', relation);
         execute format('create trigger "!switchboard_capture" after insert or update or delete on %s
                         for each row execute function switchboard.capture(%L)', relation, watch);
     end if;
-    if not switchboard.captures(relation, '!switchboard_capture_truncate') then
+    if not switchboard.captures(relation, '!switchboard_capture_truncate', watch) then
         execute format('drop trigger if exists "!switchboard_capture_truncate" on %s', relation);
         execute format('create trigger "!switchboard_capture_truncate" after truncate on %s
                         for each statement execute function switchboard.capture(%L)', relation, watch);
     end if;
 
-    for grantee in select role from switchboard.gateway_role loop
+    for grantee in select g.role from switchboard.gateway_role as g join pg_roles as r on r.oid = g.role loop
         perform switchboard.lend(grantee, class.nspname, class.relname);
     end loop;
     return watch;
 end
 $$;
 
--- Whether the table has this trigger of ours, enabled.
-create or replace function switchboard.captures(relation oid, trigger_name name) returns boolean
+-- Whether the table has this trigger of ours, enabled, and for this watch: one that came with a restored schema speaks of another.
+create or replace function switchboard.captures(relation oid, trigger_name name, watch integer) returns boolean
     language sql stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select exists (select from pg_trigger where tgrelid = relation and tgname = trigger_name and tgenabled in ('O', 'A'))
+    select exists (select from pg_trigger
+                   where tgrelid = relation and tgname = trigger_name and tgenabled in ('O', 'A')
+                     and tgfoid = 'switchboard.capture'::regproc and tgargs = convert_to(watch::text, 'UTF8') || '\x00'::bytea)
 $$;
 
 -- Stops watching a table. What the log holds of it stays until its time is over. Returns whether it was watched.
@@ -90,7 +92,7 @@ begin
     insert into switchboard.gateway_role (role) values (allow_gateway.role) on conflict do nothing;
     execute format('grant usage on schema switchboard to %s', role);
     execute format('grant execute on function switchboard.number(boolean), switchboard.read(bigint, bigint, bigint, integer, bigint),
-                    switchboard.look(bigint), switchboard.open(), switchboard.tables(),
+                    switchboard.look(bigint), switchboard.head(), switchboard.open(), switchboard.tables(),
                     switchboard.trim(interval, bigint, integer) to %s', role);
     -- To lock the empty table is the right to number.
     execute format('grant delete on switchboard.numbering to %s', role);

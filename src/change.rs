@@ -259,6 +259,8 @@ pub struct Part {
     pub at: String,
     /// The changes, in the order they were made.
     pub changes: Vec<Change>,
+    /// The serial of the last change that was read for it.
+    pub end: Serial,
     /// Whether the commit begins here.
     pub first: bool,
     /// Whether the commit ends here.
@@ -268,9 +270,9 @@ pub struct Part {
 impl Part {
     /// Where a reader stands that has everything up to the end of this part.
     pub fn place(&self) -> Place {
-        match self.changes.last() {
-            Some(change) if !self.last => Place { position: self.cursor.position - 1, serial: Some(change.serial) },
-            _ => Place::after(self.cursor.position),
+        match self.last {
+            true => Place::after(self.cursor.position),
+            false => Place { position: self.cursor.position - 1, serial: Some(self.end) },
         }
     }
 }

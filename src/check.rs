@@ -127,7 +127,7 @@ async fn look_at_rights(client: &Client, user: &str, findings: &mut Vec<Finding>
                   and has_table_privilege('switchboard.numbering', 'delete')
                   and bool_and(has_function_privilege(oid, 'execute'))
                from pg_proc where pronamespace = 'switchboard'::regnamespace
-                              and proname in ('number', 'read', 'look', 'open', 'tables', 'trim')";
+                              and proname in ('number', 'read', 'look', 'head', 'open', 'tables', 'trim')";
     let may: Option<bool> = client.query_one(sql, &[]).await.map_err(told)?.get(0);
     findings.push(match may {
         Some(true) => good(format!("{user} may run a gateway")),
@@ -164,8 +164,8 @@ async fn look_at_doorbell(database: &tokio_postgres::Config, findings: &mut Vec<
 
 async fn look_at_tables(client: &Client, findings: &mut Vec<Finding>) -> Result<()> {
     let sql = "select format('%I.%I', schema_name, table_name), active, class.oid is not null,
-                      switchboard.captures(relation, '!switchboard_capture')
-                      and switchboard.captures(relation, '!switchboard_capture_truncate'),
+                      switchboard.captures(relation, '!switchboard_capture', watched.id)
+                      and switchboard.captures(relation, '!switchboard_capture_truncate', watched.id),
                       coalesce(has_table_privilege(class.oid, 'select'), false), key_columns is not null,
                       pg_get_userbyid(class.relowner), pg_get_userbyid(capture.proowner),
                       coalesce(pg_has_role(class.relowner, capture.proowner, 'usage'), true)

@@ -1,7 +1,7 @@
 //! Every setting and every bound of the program, and the command line they are read from.
 //!
 //! A setting is a flag and an environment variable `SWITCHBOARD_…` of the same name, and names its unit. Mistakes are collected and
-//! reported all at once. Bounds that nobody needs to set are the named constants at the end.
+//! reported all at once. Bounds that nobody needs to set are the named constants at the end, or beside the one thing that they bound.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -106,6 +106,10 @@ pub struct GatewayArgs {
     /// Where to accept connections, ADDRESS:PORT; port 0 picks a free one
     #[arg(long, env = "SWITCHBOARD_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDRESS:PORT")]
     pub listen: String,
+    /// The web pages that may subscribe, comma-separated, as http://HOST:PORT; beside the gateway's own and those of this machine;
+    /// * for all. Clients that are no browsers need no leave
+    #[arg(long, env = "SWITCHBOARD_ORIGINS", default_value = "", value_name = "ORIGINS")]
+    pub origins: String,
     /// How often a subscriber hears something at least, in milliseconds, 100 to 600000
     #[arg(long, env = "SWITCHBOARD_HEARTBEAT_MS", default_value = "15000", value_name = "MS")]
     pub heartbeat_ms: String,
@@ -145,6 +149,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// The database.
     pub database: tokio_postgres::Config,
+    /// The web pages that may subscribe.
+    pub origins: Origins,
     /// How often a subscriber hears something at least.
     pub heartbeat: Duration,
     /// How long a subscriber's socket may take nothing.
@@ -165,6 +171,29 @@ pub struct Config {
     pub retain: Duration,
     /// How many commits the log keeps.
     pub retain_commits_max: i64,
+}
+
+/// The web pages that may subscribe beside the gateway's own and those of this machine: without such a rule every page that is open in
+/// somebody's browser could read what their gateway tells (RFC 6455, 10.2).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Origins {
+    /// All.
+    Any,
+    /// These, as `scheme://host:port`.
+    Listed(Vec<String>),
+}
+
+impl Origins {
+    /// Whether a page of this origin may subscribe at a gateway that it calls `host`.
+    pub fn allow(&self, origin: &str, host: &str) -> bool {
+        let Origins::Listed(listed) = self else { return true };
+        let Some((_, authority)) = origin.split_once("://") else { return false };
+        let name = authority.rsplit_once(':').filter(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit()));
+        let name = name.map_or(authority, |(name, _)| name);
+        authority.eq_ignore_ascii_case(host)
+            || ["localhost", "127.0.0.1", "[::1]"].contains(&name)
+            || listed.iter().any(|listed| listed.eq_ignore_ascii_case(origin))
+    }
 }
 
 /// What is wrong with the settings, one sentence each, naming the value and the remedy.
@@ -252,9 +281,17 @@ impl GatewayArgs {
             mistakes.0.push(format!("--listen: {text:?} is not ADDRESS:PORT; 127.0.0.1:8080 or [::]:8080 would be"));
             SocketAddr::from(([127, 0, 0, 1], 8080))
         });
+        let mut origins: Vec<&str> = self.origins.split(',').map(str::trim).collect();
+        origins.retain(|origin| !origin.is_empty());
+        for origin in origins.iter().filter(|origin| **origin != "*" && !origin.contains("://")) {
+            mistakes.0.push(format!("--origins: {origin:?} is no origin; https://app.example would be, or * for all"));
+        }
+        let any = origins.contains(&"*");
+        let origins = Origins::Listed(origins.into_iter().map(str::to_owned).collect());
         Config {
             listen,
             database,
+            origins: if any { Origins::Any } else { origins },
             heartbeat: mistakes.millis("heartbeat-ms", &self.heartbeat_ms, 100, 600_000),
             write_timeout: mistakes.millis("write-timeout-ms", &self.write_timeout_ms, 100, 600_000),
             stop_timeout: mistakes.millis("stop-timeout-ms", &self.stop_timeout_ms, 0, 600_000),
@@ -292,11 +329,11 @@ pub const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 pub const LINK_PATIENCE: Duration = Duration::from_secs(10);
 /// How long one statement of ours may take. Numbering the backlog of a day without a gateway is the longest.
 pub const STATEMENT_PATIENCE: Duration = Duration::from_secs(120);
-/// How often the listener tries its own link, and how long that may take.
+/// How often the listener tries its own link.
 pub const LINK_CHECK_EVERY: Duration = Duration::from_secs(5);
 /// How long the listener waits for a doorbell of its own before it concludes that it cannot hear.
 pub const BELL_PATIENCE: Duration = Duration::from_secs(3);
-/// The first and the longest wait between two attempts to reach PostgreSQL.
+/// The first wait between two attempts to reach PostgreSQL; it doubles from there.
 pub const RECONNECT_FIRST: Duration = Duration::from_millis(50);
 /// The longest wait between two attempts to reach PostgreSQL.
 pub const RECONNECT_MOST: Duration = Duration::from_secs(2);
@@ -354,6 +391,29 @@ mod tests {
                 "--readers-max: 0 is out of bounds; give a number from 1 to 100",
             ]
         );
+    }
+
+    #[test]
+    fn a_page_may_subscribe_from_the_gateway_this_machine_and_the_origins_listed() {
+        let (config, mistakes) = gateway(&["--origins", "https://app.example, http://b.example:81"]);
+        assert!(mistakes.0.is_empty());
+
+        let allowed = |origin| config.origins.allow(origin, "feed.example:8080");
+        for origin in ["http://feed.example:8080", "http://localhost:5173", "http://[::1]:1", "https://app.example"] {
+            assert!(allowed(origin), "{origin}");
+        }
+        for origin in [
+            "http://feed.example",
+            "https://evil.example",
+            "null",
+            "",
+            "http://localhost.evil.example",
+            "https://b.example:81",
+        ] {
+            assert!(!allowed(origin), "{origin}");
+        }
+        assert!(gateway(&["--origins", "*"]).0.origins.allow("null", "x"));
+        assert_eq!(gateway(&["--origins", "app.example"]).1.0.len(), 1);
     }
 
     #[test]

@@ -7,8 +7,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use tokio::sync::Notify;
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::change::{Cursor, Place};
@@ -18,11 +19,14 @@ use crate::config::{
 };
 use crate::hub::Hub;
 use crate::listener::{Listener, Rang};
-use crate::log::{Log, Numbered, Page};
+use crate::log::{Log, Page};
 use crate::metrics::Metrics;
 
 /// How many batches of old commits one look of retention forgets at most.
 const TRIM_BATCHES_MAX: usize = 100;
+
+/// How many times [`GATHER`] the feed waits at most while it may not fall asleep.
+const SLEEPLESS_MAX: u32 = 20;
 
 /// The loop and what it works with.
 pub struct Feed {
@@ -32,7 +36,24 @@ pub struct Feed {
     metrics: Arc<Metrics>,
     nudge: Arc<Notify>,
     /// Where the hub stands; none before the first look at the log.
-    at: Option<(Cursor, Place)>,
+    at: Option<Standing>,
+}
+
+/// How far the feed has brought the hub.
+#[derive(Clone, Copy)]
+struct Standing {
+    /// The last whole commit.
+    cursor: Cursor,
+    /// The commit behind it, if a part of that was brought.
+    begun: Option<Cursor>,
+    /// What to read next follows this.
+    place: Place,
+}
+
+impl Standing {
+    fn at(cursor: Cursor) -> Standing {
+        Standing { cursor, begun: None, place: Place::after(cursor.position) }
+    }
 }
 
 /// How to find out how far the log goes.
@@ -50,6 +71,8 @@ struct Role {
     /// Another gateway has numbered.
     has_news: bool,
     asleep: bool,
+    /// How often in a row it might not fall asleep.
+    sleepless: u32,
     looked: Instant,
     checked: Instant,
 }
@@ -88,7 +111,7 @@ impl Feed {
         self.hub.set_database(true);
         self.metrics.database_found(listener.hears, listener.rings);
         let mut role = Role::new(&listener).await?;
-        let mut trimmed = Instant::now();
+        let mut retention = Retention::new(&self.config, &self.log, &self.metrics);
         loop {
             self.step(&mut listener, &mut role).await?;
             if role.checked.elapsed() >= LINK_CHECK_EVERY {
@@ -96,9 +119,8 @@ impl Feed {
                 role.checked = Instant::now();
                 self.metrics.doorbell_checked();
             }
-            if role.leads && trimmed.elapsed() >= TRIM_EVERY {
-                self.trim().await?;
-                trimmed = Instant::now();
+            if role.leads {
+                retention.begin();
             }
         }
     }
@@ -109,17 +131,36 @@ impl Feed {
             tracing::warn!("a new epoch begins: {reason}");
         }
         self.log.refresh_tables().await?;
-        let (stood, _) = self.at.unzip();
-        let extent = self.log.look(stood.map_or(0, |stood| stood.position)).await?;
-        if stood.is_none_or(|stood| extent.refusal(stood).is_some()) {
-            let reason = stood.map_or("new", |stood| extent.refusal(stood).unwrap_or("nonce"));
-            if let Some(stood) = stood {
-                tracing::warn!("position {stood} is not in the log any more ({reason}): every subscriber begins anew");
+        match self.at {
+            None => self.begin_at(self.log.look(0).await?.head, "new"),
+            Some(at) => {
+                for cursor in [Some(at.cursor), at.begun].into_iter().flatten() {
+                    let extent = self.log.look(cursor.position).await?;
+                    if let Some(reason) = extent.refusal(cursor) {
+                        tracing::warn!(
+                            "position {cursor} is not in the log any more ({reason}): all subscribers begin anew"
+                        );
+                        self.begin_at(extent.head, reason);
+                        break;
+                    }
+                }
             }
-            self.hub.begin_at(extent.head, reason);
-            self.at = Some((extent.head, Place::after(extent.head.position)));
         }
         Ok(())
+    }
+
+    fn begin_at(&mut self, head: Cursor, reason: &str) {
+        self.hub.begin_at(head, reason);
+        self.at = Some(Standing::at(head));
+    }
+
+    /// Fails where the positions do not go on, so that the next session opens the log anew.
+    async fn look_behind(&self) -> Result<()> {
+        let at = self.at.context("the feed opened the log before")?;
+        match self.log.look(at.cursor.position).await?.refusal(at.cursor) {
+            Some(reason) => bail!("the log was replaced: position {} is not in it any more ({reason})", at.cursor),
+            None => Ok(()),
+        }
     }
 
     /// One look at the log, and the wait for the next.
@@ -129,10 +170,13 @@ impl Feed {
         let numbered = self.carry(means).await?;
         if role.looked.elapsed() >= LOOK_EVERY {
             role.look_around(listener).await?;
-            self.notice_tables().await?;
+            // Tables that were watched, renamed, keyed anew or dropped meanwhile.
+            self.log.refresh_tables().await?;
+            self.look_behind().await?;
         }
         if numbered > 0 && role.leads {
             role.wake(listener).await?;
+            role.sleepless = 0;
             sleep(GATHER).await;
             return Ok(());
         }
@@ -142,9 +186,10 @@ impl Feed {
         }
         if role.leads && !role.asleep {
             role.asleep = listener.try_sleep().await?;
+            role.sleepless = if role.asleep { 0 } else { role.sleepless + 1 };
             if !role.asleep {
-                // A writer is in the middle of its commit, and did not ring.
-                sleep(GATHER).await;
+                // A writer is in the middle of its commit, and did not ring. One that stays there for long is not worth the haste.
+                sleep(GATHER * role.sleepless.min(SLEEPLESS_MAX)).await;
             }
             // Asleep or not, what was committed before is to be seen before any wait.
             return Ok(());
@@ -174,54 +219,93 @@ impl Feed {
     async fn carry(&mut self, means: Means) -> Result<i64> {
         let numbered = match means {
             Means::Number { announce } => self.log.number(announce).await?,
-            Means::Look => Numbered { head: self.log.look(0).await?.head.position, commits: 0 },
+            Means::Look => self.log.head().await?,
         };
-        let (cursor, mut place) = self.at.context("the feed opened the log before")?;
-        while place < Place::after(numbered.head) {
-            match self.log.read(cursor.epoch, place, numbered.head).await? {
-                Page::Parts(parts) => {
-                    self.hub.publish(&parts);
-                    self.metrics.published(&parts);
-                    if let Some(last) = parts.last() {
-                        place = last.place();
-                    }
-                    let whole = parts.iter().rev().find(|part| part.last).map(|part| part.cursor);
-                    self.at = self.at.map(|(cursor, _)| (whole.unwrap_or(cursor), place));
-                }
-                Page::Overtaken => {
-                    let extent = self.log.look(place.position).await?;
-                    tracing::warn!("retention overtook the feed at {}: every subscriber begins anew", place.position);
-                    self.hub.begin_at(extent.head, "expired");
-                    self.at = Some((extent.head, Place::after(extent.head.position)));
-                    break;
-                }
+        let mut at = self.at.context("the feed opened the log before")?;
+        let replaced = numbered.head == at.cursor.position && numbered.nonce != at.cursor.nonce;
+        if replaced || numbered.head < at.cursor.position {
+            bail!("the log was replaced: its head is {}, and position {} was published", numbered.head, at.cursor);
+        }
+        while at.place < Place::after(numbered.head) {
+            let Page::Parts(parts) = self.log.read(at.cursor.epoch, at.place, numbered.head).await? else {
+                tracing::warn!("retention overtook the feed at {}: all subscribers begin anew", at.cursor);
+                self.begin_at(self.log.look(0).await?.head, "expired");
+                break;
+            };
+            self.hub.publish(&parts);
+            self.metrics.published(&parts);
+            for part in &parts {
+                (at.cursor, at.begun) = if part.last { (part.cursor, None) } else { (at.cursor, Some(part.cursor)) };
+                at.place = part.place();
             }
+            self.at = Some(at);
         }
         Ok(numbered.commits)
     }
+}
 
-    /// Learns of tables that were watched, renamed, keyed anew or dropped meanwhile.
-    async fn notice_tables(&self) -> Result<()> {
-        self.log.refresh_tables().await.map(|_| ())
+/// Forgets old commits, beside the feed, which must not wait for that. Ends with the session.
+struct Retention {
+    config: Config,
+    log: Log,
+    metrics: Arc<Metrics>,
+    running: Option<AbortHandle>,
+}
+
+impl Retention {
+    fn new(config: &Config, log: &Log, metrics: &Arc<Metrics>) -> Retention {
+        Retention { config: config.clone(), log: log.clone(), metrics: metrics.clone(), running: None }
     }
 
-    async fn trim(&self) -> Result<()> {
-        for _ in 0..TRIM_BATCHES_MAX {
-            let forgotten = self.log.trim(self.config.retain, self.config.retain_commits_max).await?;
-            self.metrics.forgotten(forgotten);
-            if forgotten < i64::from(TRIM_COMMITS_MAX) {
-                break;
-            }
+    /// Begins, unless it has.
+    fn begin(&mut self) {
+        if self.running.is_some() {
+            return;
         }
-        Ok(())
+        let (config, log, metrics) = (self.config.clone(), self.log.clone(), self.metrics.clone());
+        let work = async move {
+            loop {
+                if let Err(error) = trim(&config, &log, &metrics).await {
+                    tracing::warn!("retention could not forget old commits, and tries again: {error:#}");
+                }
+                sleep(TRIM_EVERY).await;
+            }
+        };
+        self.running = Some(tokio::spawn(work).abort_handle());
     }
+}
+
+impl Drop for Retention {
+    fn drop(&mut self) {
+        if let Some(running) = &self.running {
+            running.abort();
+        }
+    }
+}
+
+async fn trim(config: &Config, log: &Log, metrics: &Metrics) -> Result<()> {
+    for _ in 0..TRIM_BATCHES_MAX {
+        let forgotten = log.trim(config.retain, config.retain_commits_max).await?;
+        metrics.forgotten(forgotten);
+        if forgotten < i64::from(TRIM_COMMITS_MAX) {
+            break;
+        }
+    }
+    Ok(())
 }
 
 impl Role {
     async fn new(listener: &Listener) -> Result<Role> {
         let now = Instant::now();
-        let mut role =
-            Role { leads: false, has_company: true, has_news: false, asleep: false, looked: now, checked: now };
+        let mut role = Role {
+            leads: false,
+            has_company: true,
+            has_news: false,
+            asleep: false,
+            sleepless: 0,
+            looked: now,
+            checked: now,
+        };
         role.look_around(listener).await?;
         Ok(role)
     }

@@ -37,6 +37,8 @@ struct State {
     chunks: VecDeque<(Weak<Topic>, usize)>,
     bytes: usize,
     bytes_max: usize,
+    /// Whether a commit is being published in parts.
+    unfinished: bool,
 }
 
 /// What subscriptions of one kind share.
@@ -53,6 +55,8 @@ struct History {
     encoder: Encoder,
     /// The chain before the first frame, for those who join before there is one.
     began_at: Cursor,
+    /// Where one stands who has sent all of it.
+    end: Place,
     /// While a commit is published in parts: the number of its first chunk, and the chain before it.
     unfinished: Option<(u64, Cursor)>,
     /// Set when no frame of this history can be followed by another.
@@ -104,7 +108,13 @@ pub enum News {
 impl Hub {
     /// A hub that keeps `history_bytes_max` bytes of frames.
     pub fn new(history_bytes_max: usize) -> Hub {
-        let state = State { topics: HashMap::new(), chunks: VecDeque::new(), bytes: 0, bytes_max: history_bytes_max };
+        let state = State {
+            topics: HashMap::new(),
+            chunks: VecDeque::new(),
+            bytes: 0,
+            bytes_max: history_bytes_max,
+            unfinished: false,
+        };
         Hub { state: Mutex::new(state), head: watch::Sender::new(None), database_up: watch::Sender::new(false) }
     }
 
@@ -126,6 +136,7 @@ impl Hub {
     /// Begins at `head`: what comes before it is in the log only. Whoever follows something else gets `reason` and begins anew.
     pub fn begin_at(&self, cursor: Cursor, reason: &str) {
         let mut state = self.lock();
+        state.unfinished = false;
         let reason: Arc<str> = reason.into();
         for topic in state.topics.drain().map(|(_, topic)| topic) {
             topic.lock().reset = Some(reason.clone());
@@ -145,6 +156,7 @@ impl Hub {
             }
         }
         state.forget();
+        state.unfinished = parts.last().map_or(state.unfinished, |part| !part.last);
         if let Some(whole) = parts.iter().rev().find(|part| part.last) {
             self.head.send_modify(|head| *head = head.map(|head| Head { cursor: whole.cursor, ..head }));
         }
@@ -183,7 +195,12 @@ impl Hub {
     pub fn join(&self, kind: &Kind) -> Option<Joined> {
         let mut state = self.lock();
         let head = self.head()?;
-        let topic = state.topics.entry(kind.clone()).or_insert_with(|| Arc::new(Topic::new(kind, head.cursor))).clone();
+        let unfinished = state.unfinished;
+        let topic = state
+            .topics
+            .entry(kind.clone())
+            .or_insert_with(|| Arc::new(Topic::new(kind, head.cursor, unfinished)))
+            .clone();
         let (next, last) = topic.lock().join();
         Some(Joined { topic, next, head, last })
     }
@@ -207,8 +224,7 @@ impl State {
             let mut out = Vec::new();
             tell(&mut history, &mut out);
             // Between commits, who has all of a history has everything up to the head.
-            let place =
-                if history.unfinished.is_some() { history.end() } else { head.map_or(history.end(), Place::after) };
+            let place = if history.unfinished.is_some() { history.end } else { head.map_or(history.end, Place::after) };
             if let Some(size) = history.push(out, place) {
                 self.chunks.push_back((Arc::downgrade(topic), size));
                 self.bytes += size;
@@ -232,13 +248,16 @@ impl State {
 }
 
 impl Topic {
-    fn new(kind: &Kind, head: Cursor) -> Topic {
+    /// A kind that nobody followed before. Where a commit is being published in parts, those that went by count as forgotten: who joins
+    /// in front of it has to read the log.
+    fn new(kind: &Kind, head: Cursor, unfinished: bool) -> Topic {
         let history = History {
             chunks: VecDeque::new(),
-            first: 0,
+            first: u64::from(unfinished),
             encoder: Encoder::new(kind.clone(), Some(head)),
             began_at: head,
-            unfinished: None,
+            end: Place::after(head.position),
+            unfinished: unfinished.then_some((0, head)),
             reset: None,
         };
         Topic { history: Mutex::new(history), news: watch::Sender::new(0) }
@@ -273,11 +292,6 @@ impl History {
         self.first + self.chunks.len() as u64
     }
 
-    /// Where one stands who has sent all of it.
-    fn end(&self) -> Place {
-        self.chunks.back().map_or(Place::after(self.began_at.position), |chunk| chunk.place)
-    }
-
     fn last(&self) -> Cursor {
         self.encoder.last.unwrap_or(self.began_at)
     }
@@ -287,7 +301,7 @@ impl History {
     fn publish(&mut self, parts: &[Part]) -> Vec<usize> {
         let mut sizes = Vec::new();
         let mut out = Vec::new();
-        let mut place = self.end();
+        let mut place = self.end;
         for part in parts {
             if part.first && !part.last {
                 sizes.extend(self.push(std::mem::take(&mut out), place));
@@ -310,6 +324,7 @@ impl History {
     }
 
     fn push(&mut self, bytes: Vec<u8>, place: Place) -> Option<usize> {
+        self.end = place;
         if bytes.is_empty() {
             return None;
         }
@@ -374,6 +389,7 @@ mod tests {
             tx: 1,
             at: String::new(),
             changes: serials.iter().map(change).collect(),
+            end: serials[serials.len() - 1],
             first,
             last,
         }
@@ -455,6 +471,21 @@ mod tests {
             "the last part is owed, though nothing in it was selected"
         );
         assert_eq!(chain(&late)[2], ("2.0000".into(), "3.0000".into()));
+    }
+
+    #[test]
+    fn the_first_of_its_kind_to_join_during_a_commit_in_parts_is_sent_to_the_log() {
+        let hub = hub(1 << 20);
+        hub.publish(&[whole(1, "a"), part(2, "a", &[2], true, false)]);
+
+        let late = hub.join(&kind("a")).expect("a head");
+        hub.publish(&[part(2, "a", &[3], false, true)]);
+
+        assert_eq!(late.head.cursor, cursor(1));
+        assert!(matches!(late.topic.take(late.next), News::Behind), "half a commit would look like a whole one");
+        let mut next = hub.join(&kind("a")).expect("a head");
+        hub.publish(&[whole(3, "a")]);
+        assert_eq!(chain(&taken(&mut next)), [("2.0000".to_owned(), "3.0000".to_owned())]);
     }
 
     #[test]

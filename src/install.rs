@@ -17,8 +17,8 @@ pub const STEPS: &[(i32, &str, &str)] = &[
 const SWITCH: &str = include_str!("../sql/switch.sql");
 const UNINSTALL: &str = include_str!("../sql/uninstall.sql");
 
-/// How long a command waits for a table that is in use, as a setting of PostgreSQL's.
-const LOCK_PATIENCE: &str = "10s";
+/// How long a command waits for a table that is in use; local to its transaction, since a pooler may share the session.
+const BOUNDED: &str = "set local lock_timeout = '10s'; set local client_min_messages = warning";
 /// Two installations at once would trip over each other; this advisory lock, of ours by its first number, makes the second wait.
 const LOCK_INSTALL: &str = "1937203812, 4";
 
@@ -28,14 +28,16 @@ pub async fn connect(database: &tokio_postgres::Config) -> Result<Client> {
     let (client, connection) = connecting.await.context("PostgreSQL does not answer")?.map_err(told)?;
     // Ends with the client; what went wrong then shows in the client's calls.
     tokio::spawn(connection);
-    client.batch_execute(&format!("set lock_timeout = '{LOCK_PATIENCE}'; set client_min_messages = warning")).await?;
     Ok(client)
 }
 
 /// Creates or upgrades the schema, and says which steps that took. May be repeated.
 pub async fn install(client: &mut Client, switch: bool, gateway_role: Option<&str>) -> Result<String> {
     let transaction = client.transaction().await?;
-    transaction.batch_execute(&format!("select pg_advisory_xact_lock({LOCK_INSTALL})")).await?;
+    transaction
+        .batch_execute(&format!("{BOUNDED}; select pg_advisory_xact_lock({LOCK_INSTALL})"))
+        .await
+        .map_err(told)?;
     let applied = applied(&transaction).await?;
     if let Some(newer) = applied.iter().find(|applied| STEPS.iter().all(|(number, ..)| number != *applied)) {
         bail!("the database has step {newer}, which this version does not know; use a newer switchboard");
@@ -96,23 +98,27 @@ pub async fn applied(client: &impl tokio_postgres::GenericClient) -> Result<Vec<
 /// Removes the schema and its triggers. Returns whether there was one.
 pub async fn uninstall(client: &Client) -> Result<bool> {
     let was = !applied(client).await?.is_empty();
-    client.batch_execute(UNINSTALL).await.map_err(told)?;
+    client.batch_execute(&format!("begin; {BOUNDED}; {UNINSTALL}; commit")).await.map_err(told)?;
     Ok(was)
 }
 
 /// Watches a table, named as SQL spells it.
-pub async fn watch(client: &Client, table: &str) -> Result<()> {
+pub async fn watch(client: &mut Client, table: &str) -> Result<()> {
     call(client, "select switchboard.watch($1::text::regclass)", table).await.map(|_| ())
 }
 
 /// Stops watching a table. Returns whether it was watched.
-pub async fn unwatch(client: &Client, table: &str) -> Result<bool> {
+pub async fn unwatch(client: &mut Client, table: &str) -> Result<bool> {
     Ok(call(client, "select switchboard.unwatch($1::text::regclass)", table).await?.get(0))
 }
 
-async fn call(client: &Client, sql: &str, table: &str) -> Result<tokio_postgres::Row> {
-    if applied(client).await?.is_empty() {
+async fn call(client: &mut Client, sql: &str, table: &str) -> Result<tokio_postgres::Row> {
+    let transaction = client.transaction().await?;
+    if applied(&transaction).await?.is_empty() {
         bail!("the database has no schema \"switchboard\"; run \"switchboard install\" first");
     }
-    client.query_one(sql, &[&table]).await.map_err(told)
+    transaction.batch_execute(BOUNDED).await.map_err(told)?;
+    let row = transaction.query_one(sql, &[&table]).await.map_err(told)?;
+    transaction.commit().await.map_err(told)?;
+    Ok(row)
 }

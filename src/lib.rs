@@ -72,14 +72,18 @@ pub async fn run(config: Config, socket: TcpListener, stop: impl Future<Output =
     let shared = Arc::new(Shared::new(config, hub.clone(), readers, snapshots, metrics));
 
     let stopping = shared.stop.clone();
-    let feeding = tokio::spawn(feed.run());
+    let mut feeding = tokio::spawn(feed.run());
     let beating = tokio::spawn(feed::heart(hub, heartbeat));
     let serving = server::serve(socket, shared);
     let stopper = async {
         stop.await;
         stopping.cancel();
     };
-    tokio::join!(serving, stopper);
+    tokio::select! {
+        _ = async { tokio::join!(serving, stopper) } => {}
+        // Better no gateway than one that seems to live and has nothing to say.
+        ended = &mut feeding => panic!("the feed goes on for ever, and ended: {ended:?}"),
+    }
     // They run for ever, and hold nothing that has to be ended in order.
     feeding.abort();
     beating.abort();

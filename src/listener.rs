@@ -94,13 +94,20 @@ impl Listener {
 
     async fn begin(&mut self) -> Result<()> {
         let own = &self.own_channel;
-        self.query(&format!("listen {CHANNEL}; listen {own}; set statement_timeout = '10s'")).await?;
+        self.query(&format!("listen {CHANNEL}; listen {own}")).await?;
         self.rings = self.scalar("select current_setting('max_prepared_transactions')").await? == "0";
         self.hears = self.ring_own().await.is_ok();
-        if self.hears {
-            self.query(&format!("select pg_advisory_lock_shared({LOCKS}, {LOCK_PRESENT}); notify {CHANNEL}")).await?;
+        if !self.hears {
+            // The session is somebody else's, too: nothing of ours may stay on it.
+            return self.query(&format!("unlisten {CHANNEL}; unlisten {own}")).await;
         }
-        Ok(())
+        // Should this gateway vanish, the server is to find out soon: the session's locks say that it sleeps, or leads.
+        self.query(
+            "set tcp_keepalives_idle = 10; set tcp_keepalives_interval = 5; set tcp_keepalives_count = 3;
+             set tcp_user_timeout = 10000; set statement_timeout = '10s'",
+        )
+        .await?;
+        self.query(&format!("select pg_advisory_lock_shared({LOCKS}, {LOCK_PRESENT}); notify {CHANNEL}")).await
     }
 
     /// Waits for the doorbell. Cancel-safe: a ring that nobody took is there for the next call.

@@ -67,6 +67,8 @@ pub enum Page {
 pub struct Numbered {
     /// The newest position now.
     pub head: Position,
+    /// Its nonce.
+    pub nonce: u32,
     /// How many commits got a position.
     pub commits: i64,
 }
@@ -138,7 +140,7 @@ impl Log {
     pub async fn number(&self, announce: bool) -> Result<Numbered> {
         let sql = format!(
             "set transaction isolation level repeatable read; lock table switchboard.numbering in exclusive mode;
-             select head, numbered from switchboard.number({announce})"
+             select head, head_nonce, numbered from switchboard.number({announce})"
         );
         let connection = self.connection().await?;
         let messages = within(STATEMENT_PATIENCE, connection.simple_query(&sql)).await?;
@@ -148,8 +150,17 @@ impl Log {
             _ => None,
         });
         let number = |index| row.and_then(|row| row.get(index)).and_then(|text| text.parse::<i64>().ok());
-        let (head, commits) = number(0).zip(number(1)).context("numbering gave no head")?;
-        Ok(Numbered { head, commits })
+        let [Some(head), Some(nonce), Some(commits)] = [number(0), number(1), number(2)] else {
+            bail!("numbering gave no head")
+        };
+        Ok(Numbered { head, nonce: nonce as u32, commits })
+    }
+
+    /// How far another gateway numbered.
+    pub async fn head(&self) -> Result<Numbered> {
+        let row = self.query_one("select head, head_nonce from switchboard.head()", &[]).await?;
+        let nonce: i32 = row.try_get(1)?;
+        Ok(Numbered { head: row.try_get(0)?, nonce: nonce.unsigned_abs(), commits: 0 })
     }
 
     /// The page of parts that follows `place`, up to the whole commit `until`. `epoch` is that of the positions.
@@ -175,7 +186,7 @@ impl Log {
             // A table was watched, or its key renamed, since they were last looked up.
             None => {
                 let fresh = self.refresh_tables().await?;
-                join(epoch, place, &rows, &fresh, Some(&known))?.context("a table in the log cannot be looked up")
+                join(epoch, place, &rows, &fresh, Some(&known))?.context("a second look settles every row")
             }
         }
     }
@@ -289,17 +300,34 @@ fn join(epoch: Epoch, place: Place, rows: &[Row], tables: &Tables, before: Optio
         }
         let nonce: i32 = row.try_get("nonce")?;
         let cursor = Cursor { epoch, position, nonce: nonce.unsigned_abs() };
-        let Some(change) = change(row, serial, tables, before)? else { return Ok(None) };
+        let change = match change(row, serial, tables, before)? {
+            Known::Change(change) => Some(change),
+            Known::Nowhere(watch) => {
+                // Nothing can be said of it, and to stop at it would stop everything behind it.
+                tracing::error!("change {serial} of commit {position} is left out: nobody watched table {watch}");
+                None
+            }
+            Known::Unsettled => return Ok(None),
+        };
         let begins = at.serial.is_none();
         if begins || parts.is_empty() || part_bytes >= FRAME_BYTES_MAX {
             let (tx, written): (&str, &str) = (row.try_get("xid")?, row.try_get("at")?);
             let tx = tx.parse().with_context(|| format!("the log names transaction {tx:?}"))?;
-            parts.push(Part { cursor, tx, at: written.to_owned(), changes: Vec::new(), first: begins, last: false });
+            parts.push(Part {
+                cursor,
+                tx,
+                at: written.to_owned(),
+                changes: Vec::new(),
+                first: begins,
+                last: false,
+                end: serial,
+            });
             part_bytes = 0;
         }
-        part_bytes += change.bytes();
+        part_bytes += change.as_ref().map_or(0, Change::bytes);
         let part = parts.last_mut().expect("one was pushed above unless there was one");
-        part.changes.push(change);
+        part.end = serial;
+        part.changes.extend(change);
         part.last = serial == last_serial;
         at = if part.last { Place::after(position) } else { Place { serial: Some(serial), ..at } };
     }
@@ -307,7 +335,16 @@ fn join(epoch: Epoch, place: Place, rows: &[Row], tables: &Tables, before: Optio
     Ok(Some(if parts.is_empty() { Page::Overtaken } else { Page::Parts(parts) }))
 }
 
-fn change(row: &Row, serial: i64, tables: &Tables, before: Option<&Tables>) -> Result<Option<Change>> {
+/// What a row of the log becomes.
+enum Known {
+    Change(Change),
+    /// Its table is none that was ever watched here.
+    Nowhere(i32),
+    /// It does not fit what is known of its table: look again.
+    Unsettled,
+}
+
+fn change(row: &Row, serial: i64, tables: &Tables, before: Option<&Tables>) -> Result<Known> {
     let watch: i32 = row.try_get("watch")?;
     let op = match row.try_get("op")? {
         "I" => Op::Insert,
@@ -320,15 +357,17 @@ fn change(row: &Row, serial: i64, tables: &Tables, before: Option<&Tables>) -> R
         let text: Option<String> = row.try_get(column)?;
         text.map(|text| RawValue::from_string(text).context("a row in the log is not JSON")).transpose()
     };
-    let Some(table) = tables.get(&watch) else { return Ok(None) };
+    let Some(table) = tables.get(&watch) else {
+        return Ok(if before.is_some() { Known::Nowhere(watch) } else { Known::Unsettled });
+    };
     let change = Change::new(serial, table.clone(), op, json("old")?, json("new")?);
     if change.fits() {
-        return Ok(Some(change));
+        return Ok(Known::Change(change));
     }
-    let Some(before) = before else { return Ok(None) };
+    let Some(before) = before else { return Ok(Known::Unsettled) };
     // Written before its table's key was renamed; else by a key that nobody remembers.
     let then = before.get(&watch).unwrap_or(table).clone();
-    Ok(Some(Change::new(serial, then, op, change.old, change.new)))
+    Ok(Known::Change(Change::new(serial, then, op, change.old, change.new)))
 }
 
 /// Which transactions were visible to a transaction of PostgreSQL: the text form of its `pg_snapshot`,

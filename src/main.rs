@@ -130,7 +130,7 @@ async fn install_first(config: &Config, tables: &str, switch: bool) -> Result<()
     };
     tracing::info!("{}", install::install(&mut client, switch, None).await?);
     for table in tables.split(',').map(str::trim).filter(|table| !table.is_empty()) {
-        install::watch(&client, table).await.with_context(|| format!("watching {table}"))?;
+        install::watch(&mut client, table).await.with_context(|| format!("watching {table}"))?;
     }
     Ok(())
 }
@@ -155,13 +155,13 @@ async fn database_command(command: Command, database: &tokio_postgres::Config) -
         },
         Command::Watch { tables, .. } => {
             for table in tables {
-                install::watch(&client, &table).await.with_context(|| format!("watching {table}"))?;
+                install::watch(&mut client, &table).await.with_context(|| format!("watching {table}"))?;
                 println!("watching {table}");
             }
         }
         Command::Unwatch { tables, .. } => {
             for table in tables {
-                let was = install::unwatch(&client, &table).await.with_context(|| format!("unwatching {table}"))?;
+                let was = install::unwatch(&mut client, &table).await.with_context(|| format!("unwatching {table}"))?;
                 println!("{} {table}", if was { "no longer watching" } else { "was not watching" });
             }
         }

@@ -110,11 +110,6 @@ impl Metrics {
         self.subscribers_closed.get_or_create(&CloseLabel { code }).inc();
     }
 
-    /// How many subscribers there are.
-    pub fn subscribers(&self) -> i64 {
-        self.subscribers.get()
-    }
-
     /// Bytes went to a subscriber's socket.
     pub fn sent(&self, bytes: usize) {
         self.sent_bytes.inc_by(bytes as u64);
@@ -164,9 +159,9 @@ impl Metrics {
         let mut reminded = self.reminded.lock().unwrap_or_else(PoisonError::into_inner);
         if reminded.is_none_or(|at| at.elapsed() >= REMIND_EVERY) {
             *reminded = Some(Instant::now());
-            tracing::warn!("no PostgreSQL, trying on (attempt {}): {why}", failures + 1);
+            tracing::warn!("the feed has no PostgreSQL, and tries on (attempt {}): {why}", failures + 1);
         } else {
-            tracing::debug!("no PostgreSQL (attempt {}): {why}", failures + 1);
+            tracing::debug!("the feed has no PostgreSQL (attempt {}): {why}", failures + 1);
         }
     }
 }

@@ -195,8 +195,6 @@ pub enum Close {
     NoProgress,
     /// The cursor is gone, and `on_reset=close` was asked for. Stop, and begin anew.
     CursorGone,
-    /// Too many subscribers. Reconnect later.
-    TooMany,
 }
 
 impl Close {
@@ -213,7 +211,6 @@ impl Close {
             Close::BadRequest => (4400, "bad request; stop"),
             Close::NoProgress => (4408, "no progress; reconnect"),
             Close::CursorGone => (4410, "cursor gone; begin anew"),
-            Close::TooMany => (4429, "too many; reconnect later"),
         }
     }
 }

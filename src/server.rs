@@ -148,6 +148,13 @@ impl Server {
             let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
             values.flat_map(|value| value.split(',')).any(|value| value.trim().eq_ignore_ascii_case(word))
         };
+        let text = |name: header::HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+        if let Some(origin) = headers.get(header::ORIGIN)
+            && !self.shared.config.origins.allow(origin.to_str().unwrap_or(""), text(header::HOST).unwrap_or(""))
+        {
+            let remedy = format!("a page of {origin:?} may not subscribe here; let the operator add it to --origins");
+            return error(StatusCode::FORBIDDEN, "origin", &remedy);
+        }
         let key = headers.get(header::SEC_WEBSOCKET_KEY);
         let (Some(key), Some(upgrade), true, true) =
             (key, upgrade, says(header::CONNECTION, "upgrade"), says(header::UPGRADE, "websocket"))

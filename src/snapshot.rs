@@ -24,7 +24,7 @@ use crate::protocol::{RowsFrame, Selection};
 /// How many bytes of a snapshot stay in memory; the rest lies on disk.
 const MEMORY_BYTES_MAX: usize = 1 << 20;
 /// After how many bytes a page of rows ends (one row may be larger).
-const PAGE_BYTES_MAX: usize = 64 << 10;
+const ROWS_BYTES_MAX: usize = 64 << 10;
 
 /// Hands out snapshots.
 pub struct Snapshots {
@@ -34,7 +34,7 @@ pub struct Snapshots {
     /// Wakes the feed, which is to bring what was numbered here.
     nudge: Arc<Notify>,
     bytes_max: u64,
-    recent: Mutex<HashMap<Selection, (Instant, Arc<Snapshot>)>>,
+    recent: Mutex<HashMap<Selection, Arc<Snapshot>>>,
 }
 
 /// The rows of one reading, as frames.
@@ -59,7 +59,8 @@ enum Stored {
 #[derive(Clone, Default)]
 struct Progress {
     frames: usize,
-    end: Option<Result<Join, Arc<str>>>,
+    /// When it ended, and how.
+    end: Option<(Instant, Result<Join, Arc<str>>)>,
 }
 
 /// Where the stream goes on from the rows: with the commits after `head` that the rows do not hold yet.
@@ -92,24 +93,26 @@ impl Snapshots {
     /// The current rows: a reading that is under way or only just finished, or else a new one.
     pub fn get(self: &Arc<Self>, selection: &Selection) -> Arc<Snapshot> {
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        recent.retain(|_, (begun, snapshot)| {
-            begun.elapsed() < SNAPSHOT_SHARED_FOR && !matches!(snapshot.progress.borrow().end, Some(Err(_)))
+        recent.retain(|_, snapshot| match &snapshot.progress.borrow().end {
+            None => true,
+            Some((ended, Ok(_))) => ended.elapsed() < SNAPSHOT_SHARED_FOR,
+            Some((_, Err(_))) => false,
         });
-        if let Some((_, snapshot)) = recent.get(selection) {
+        if let Some(snapshot) = recent.get(selection) {
             return snapshot.clone();
         }
         let snapshot = Arc::new(Snapshot { frames: Mutex::default(), progress: watch::Sender::default() });
-        recent.insert(selection.clone(), (Instant::now(), snapshot.clone()));
+        recent.insert(selection.clone(), snapshot.clone());
         let (this, selection, reading) = (self.clone(), selection.clone(), snapshot.clone());
         // Not tied to the client that asked first: others may be waiting for it. Ends by itself, every step within its patience.
         tokio::spawn(async move {
             let end = this.read(&selection, &reading).await.map_err(|error| format!("{error:#}").into());
-            reading.progress.send_modify(|progress| progress.end = Some(end));
+            reading.progress.send_modify(|progress| progress.end = Some((Instant::now(), end)));
         });
         snapshot
     }
 
-    async fn read(&self, selection: &Selection, snapshot: &Snapshot) -> Result<Join> {
+    async fn read(&self, selection: &Selection, snapshot: &Arc<Snapshot>) -> Result<Join> {
         let tables = self.readers.refresh_tables().await?;
         let mut tables: Vec<&Arc<Table>> = tables.values().filter(|table| table.active).collect();
         tables.retain(|table| selection.tables.as_ref().is_none_or(|wanted| wanted.contains(&table.name)));
@@ -117,11 +120,17 @@ impl Snapshots {
 
         let connection = self.readers.connection().await?;
         // The settings that capture pins, so that a value reads the same in a row and in a change.
-        let begin = "begin isolation level repeatable read read only;
+        let mut begin = "begin isolation level repeatable read read only;
                      set local \"TimeZone\" = 'UTC'; set local \"DateStyle\" = 'ISO, MDY'; set local \"IntervalStyle\" = 'postgres';
                      set local bytea_output = 'hex'; set local extra_float_digits = 1;
-                     set local quote_all_identifiers = off; set local search_path = pg_catalog, pg_temp";
-        within(STATEMENT_PATIENCE, connection.batch_execute(begin)).await?;
+                     set local quote_all_identifiers = off; set local search_path = pg_catalog, pg_temp;
+                     set local row_security = off; set local lock_timeout = '10s'"
+            .to_owned();
+        // Before there is a snapshot: a table that is rewritten or truncated between the snapshot and its reading would look empty.
+        for table in &tables {
+            begin.push_str(&format!("; lock table {} in access share mode", source(table)));
+        }
+        within(STATEMENT_PATIENCE, connection.batch_execute(&begin)).await?;
         let sql = "select pg_current_snapshot()::text, epoch, head from switchboard.look(0)";
         let row =
             within(STATEMENT_PATIENCE, connection.query_typed(sql, &[])).await?.pop().context("the log has no end")?;
@@ -129,7 +138,7 @@ impl Snapshots {
         let epoch: Option<&str> = row.try_get(1)?;
         let epoch = epoch.and_then(|name| name.parse().ok()).context("the log has no epoch")?;
         let head = row.try_get(2)?;
-        // Whatever the rows hold has its position after this.
+        // After this, whatever the rows hold has a position.
         let covered = self.numbering.number(true).await?.head;
         self.nudge.notify_one();
         for table in tables {
@@ -140,14 +149,8 @@ impl Snapshots {
         Ok(Join { epoch, head, visible, covered })
     }
 
-    async fn read_table(&self, connection: &Borrowed, table: &Table, snapshot: &Snapshot) -> Result<()> {
-        let sql = format!(
-            "select row_to_json(switchboard_row)::text from {} {}.{} as switchboard_row",
-            // The rows of tables that inherit from this one are theirs; those of partitions are not.
-            if table.partitioned { "" } else { "only" },
-            quoted(&table.name.schema),
-            quoted(&table.name.table)
-        );
+    async fn read_table(&self, connection: &Borrowed, table: &Table, snapshot: &Arc<Snapshot>) -> Result<()> {
+        let sql = format!("select row_to_json(switchboard_row)::text from {} as switchboard_row", source(table));
         let mut page = RowsFrame::new(&table.name, table.key.as_deref());
         let rows =
             within(STATEMENT_PATIENCE, connection.query_typed_raw(&sql, std::iter::empty::<(i32, Type)>())).await?;
@@ -155,9 +158,13 @@ impl Snapshots {
         let mut pages = 0;
         while let Some(row) = within(STATEMENT_PATIENCE, rows.try_next()).await? {
             page.push(row.try_get(0)?);
-            if page.bytes() >= PAGE_BYTES_MAX {
+            if page.bytes() >= ROWS_BYTES_MAX {
                 self.keep(snapshot, page.take())?;
                 pages += 1;
+                // This reading and the list of recent ones hold it anyhow.
+                if Arc::strong_count(snapshot) <= 2 {
+                    bail!("everybody who asked for the rows is gone");
+                }
             }
         }
         // A table without rows has one page too: the client learns its name and its key.
@@ -207,8 +214,8 @@ impl Snapshot {
         let there = |progress: &Progress| progress.frames > next || progress.end.is_some();
         let now = progress.wait_for(there).await.context("the reading was given up")?.clone();
         match now.end {
-            Some(Err(reason)) => bail!("{reason}"),
-            Some(Ok(join)) if now.frames == next => Ok(Piece::End(join)),
+            Some((_, Err(reason))) => bail!("{reason}"),
+            Some((_, Ok(join))) if now.frames == next => Ok(Piece::End(join)),
             _ => self.frames(next).await,
         }
     }
@@ -250,6 +257,12 @@ impl Snapshot {
     fn lock(&self) -> MutexGuard<'_, Frames> {
         self.frames.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A table as SQL reads from it. The rows of tables that inherit from this one are theirs; those of partitions are not.
+fn source(table: &Table) -> String {
+    let only = if table.partitioned { "" } else { "only " };
+    format!("{only}{}.{}", quoted(&table.name.schema), quoted(&table.name.table))
 }
 
 /// A name as an SQL identifier.

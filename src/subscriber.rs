@@ -186,11 +186,8 @@ impl Subscriber {
         self.send(protocol::hello(heartbeat)).await?;
         // What came right behind the handshake was read with it; no news of the socket's will tell.
         self.answer().await?;
-        if !*self.shared.hub.database().borrow() {
-            self.send(protocol::status(false)).await?;
-        }
-        let Some(wanted) = &request.tables else { return Ok(()) };
         self.wait_for_database().await?;
+        let Some(wanted) = &request.tables else { return Ok(()) };
         let mut selection = find_tables(&self.shared.log, wanted);
         if selection.is_err() {
             // Watched a moment ago, perhaps.
@@ -342,10 +339,10 @@ impl Subscriber {
                     Page::Overtaken => return Err(End::Reset { reason: "expired".into(), oldest: None }),
                 };
                 let mut out = Vec::new();
-                for part in &parts {
+                for part in parts {
                     place = part.place();
                     if !skip.as_ref().is_some_and(|visible| visible.sees(part.tx)) {
-                        encoder.encode(part, &mut out);
+                        encoder.encode(&part, &mut out);
                     }
                 }
                 self.last = encoder.last;
@@ -426,14 +423,18 @@ impl Subscriber {
     async fn wait_for_database(&mut self) -> Result<(), Gone> {
         let mut database = self.shared.hub.database();
         let heartbeat = self.shared.config.heartbeat;
+        let mut waited = false;
         while !*database.borrow_and_update() {
-            if self.kind.form == Form::Feed {
-                self.send(protocol::status(false)).await?;
-            }
+            waited = true;
+            self.tell_status(false).await?;
             // Either way the state is looked at again.
-            let _ = self.attend(timeout(heartbeat, database.changed())).await?;
+            let _ = self.attend_closely(Box::pin(timeout(heartbeat, database.changed()))).await?;
         }
-        Ok(())
+        if waited { self.tell_status(true).await } else { Ok(()) }
+    }
+
+    async fn tell_status(&mut self, database_up: bool) -> Result<(), Gone> {
+        if self.kind.form == Form::Feed { self.send(protocol::status(database_up)).await } else { Ok(()) }
     }
 
     /// Does something that needs PostgreSQL, again where that fails while PostgreSQL comes and goes.
@@ -460,7 +461,16 @@ impl Subscriber {
     /// Waits for something while the client is listened to and the gateway runs.
     async fn attend<T>(&mut self, something: impl Future<Output = T>) -> Result<T, Gone> {
         // On the heap: these are the rare waits, and an idle subscriber is to be small.
-        self.attend_closely(Box::pin(something)).await
+        let mut something = Box::pin(something);
+        loop {
+            let a_while = Box::pin(timeout(self.shared.config.heartbeat, &mut something));
+            if let Ok(done) = self.attend_closely(a_while).await? {
+                return Ok(done);
+            }
+            // Nothing else tells the client meanwhile that the line is alive.
+            let up = *self.shared.hub.database().borrow();
+            self.tell_status(up).await?;
+        }
     }
 
     async fn attend_closely<T>(&mut self, something: impl Future<Output = T>) -> Result<T, Gone> {

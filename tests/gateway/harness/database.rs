@@ -119,7 +119,7 @@ impl Database {
 
     /// Watches a table.
     pub async fn watch(&self, table: &str) {
-        install::watch(&self.client, table).await.unwrap();
+        install::watch(&mut self.session().await, table).await.unwrap();
     }
 }
 
