@@ -133,6 +133,7 @@ async fn a_client_hears_that_the_database_went_and_came() {
     assert_eq!(late.next_of("status", &["hello"]).await["database"], "down");
     server.0.start_again().await.unwrap();
     assert_eq!(client.next_of("status", &["position"]).await["database"], "up");
+    while late.next_of("status", &[]).await["database"] != "up" {}
     late.next_of("ready", &["status", "rows"]).await;
 }
 

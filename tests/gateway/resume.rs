@@ -191,3 +191,23 @@ async fn retention_forgets_what_is_old_and_keeps_the_head() {
     insert(&db, 10..11).await;
     assert_eq!(next_numbers(&mut client, 1).await, [10]);
 }
+
+#[tokio::test]
+async fn a_log_that_is_replaced_under_the_gateway_is_noticed() {
+    let db = numbers().await;
+    let gateway = Gateway::start(&db).await;
+    let mut client = gateway.follow("table=number").await;
+    insert(&db, 0..5).await;
+    next_numbers(&mut client, 5).await;
+
+    let mut session = db.session().await;
+    switchboard::install::uninstall(&session).await.unwrap();
+    switchboard::install::install(&mut session, false, None).await.unwrap();
+    db.watch("number").await;
+
+    client.next_of("reset", &["status", "position"]).await;
+    let (rows, _) = client.snapshot().await;
+    assert_eq!(rows.len(), 5);
+    insert(&db, 5..6).await;
+    assert_eq!(next_numbers(&mut client, 1).await, [5]);
+}

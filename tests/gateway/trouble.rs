@@ -396,3 +396,24 @@ async fn sessions_that_are_terminated_during_a_snapshot_end_in_a_whole_one_or_a_
 
     gets_the_next_change(&db, &mut switches).await;
 }
+
+#[tokio::test]
+async fn a_trigger_that_came_with_another_databases_schema_stops_nobody_and_watch_mends_it() {
+    let db = Database::with_switch().await;
+    db.run(&["create table t (id int primary key)"]).await;
+    db.watch("t").await;
+    db.run(&[
+        r#"drop trigger "!switchboard_capture" on t"#,
+        r#"create trigger "!switchboard_capture" after insert on t for each row execute function switchboard.capture('999')"#,
+    ])
+    .await;
+    let gateway = Gateway::start(&db).await;
+    let mut client = gateway.follow("").await;
+
+    db.run(&["insert into t values (1)", "update switch set level = 5 where id = 1"]).await;
+    assert_eq!(client.changes().await[0]["new"]["level"], 5);
+    db.watch("t").await;
+    db.run(&["insert into t values (2)"]).await;
+
+    assert_eq!(client.changes().await[0]["new"]["id"], 2);
+}

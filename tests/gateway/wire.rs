@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::harness::raw::Raw;
+use crate::harness::raw::{Raw, handshake};
 use crate::harness::{Client, Database, Gateway, soon, until};
 
 const UPGRADE: &str = "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
@@ -591,4 +591,28 @@ async fn other_addresses_and_methods_are_refused_in_words() {
         let answer = exchange(gateway.address, &format!("{method} {path}"), "content-length: 0\r\n").await;
         assert_eq!((answer.status, answer.error().0.as_str()), (405, "method_not_allowed"), "{method} {path}");
     }
+}
+
+#[tokio::test]
+async fn a_web_page_of_a_foreign_origin_is_refused_with_the_remedy() {
+    let db = Database::with_switch().await;
+    let gateway = Gateway::start_with(&db, |config| {
+        config.origins = switchboard::config::Origins::Listed(vec!["https://app.example".into()]);
+    })
+    .await;
+    let answer = async |origin: &str| {
+        let mut raw = Raw::connect(gateway.address).await;
+        let head = handshake("/v1/feed").replace("\r\n\r\n", &format!("\r\norigin: {origin}\r\n\r\n"));
+        raw.write(head.as_bytes()).await;
+        raw.until_end_of_head().await
+    };
+
+    let (foreign, own, listed) = (
+        answer("https://evil.example").await,
+        answer(&format!("http://{}", gateway.address)).await,
+        answer("https://app.example").await,
+    );
+
+    assert!(foreign.starts_with("HTTP/1.1 403 "), "{foreign}");
+    assert!(own.starts_with("HTTP/1.1 101 ") && listed.starts_with("HTTP/1.1 101 "), "{own} {listed}");
 }
