@@ -45,7 +45,11 @@ begin
     insert into switchboard.mark (xid, mark, at)
     values (new.xid, nextval('switchboard.serial'), clock_timestamp());
     if current_setting('max_prepared_transactions') = '0' and not pg_try_advisory_xact_lock_shared(1937203812, 1) then
-        perform pg_notify('switchboard', '');
+        -- Into a full queue nobody can notify: the commit would fail. That takes a listener, of anybody's, that sits in an open
+        -- transaction for long. The feed looks by itself meanwhile.
+        if pg_notification_queue_usage() < 0.5 then
+            perform pg_notify('switchboard', '');
+        end if;
     end if;
     return null;
 end

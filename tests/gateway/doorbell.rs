@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use tokio_postgres::{AsyncMessage, NoTls};
 
-use crate::harness::{Database, Gateway, Server, until};
+use crate::harness::{Database, Gateway, Server, soon, until};
 
 /// Whether a feed sleeps: it holds the lock of the doorbell exclusively.
 async fn asleep(db: &Database) -> bool {
@@ -125,4 +125,26 @@ async fn a_busy_database_sends_next_to_no_notifications() {
     }
     let rings: usize = counted.await.unwrap();
     assert!(rings < COMMITS / 4, "{rings} notifications for {COMMITS} commits");
+}
+
+#[tokio::test]
+async fn a_commit_rings_while_the_feed_sleeps() {
+    let db = Database::with_switch().await;
+    let _gateway = Gateway::start(&db).await;
+    let (listener, mut connection) = tokio_postgres::connect(&db.url, NoTls).await.unwrap();
+    let heard = tokio::spawn(async move {
+        loop {
+            match std::future::poll_fn(|context| connection.poll_message(context)).await {
+                Some(Ok(AsyncMessage::Notification(bell))) => return bell.payload().to_owned(),
+                Some(Ok(_)) => {}
+                _ => panic!("the listening session ended"),
+            }
+        }
+    });
+    until("the feed sleeps", async || asleep(&db).await).await;
+    listener.batch_execute("listen switchboard").await.unwrap();
+
+    db.run(&["update switch set level = 1 where id = 1"]).await;
+
+    assert_eq!(soon("the ring", heard).await.unwrap(), "");
 }
