@@ -343,6 +343,10 @@ pub const LOOK_EVERY: Duration = Duration::from_secs(1);
 pub const GATHER: Duration = Duration::from_millis(5);
 /// How long a gateway leaves a doorbell to the one that leads before it numbers by itself.
 pub const FOLLOW_PATIENCE: Duration = Duration::from_millis(250);
+/// How long a leader may be silent, while others stand in for it, before it is deposed.
+pub const DEPOSE_PATIENCE: Duration = Duration::from_millis(500);
+/// How often a leader that is busy with a large commit numbers what comes behind it, and says that it lives.
+pub const SPEAK_EVERY: Duration = Duration::from_millis(100);
 /// How many changes one page of the log holds at most.
 pub const PAGE_CHANGES_MAX: i32 = 1_000;
 /// After how many bytes of row values a page of the log ends (one row may be larger).

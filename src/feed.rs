@@ -1,8 +1,7 @@
 //! The feed: the one loop that advances the position. It numbers what became visible, reads it, and brings it to the hub.
 //!
 //! It listens before it reads, so that nothing falls between; it sleeps only while writers know that they have to ring; and it looks
-//! once a second whatever it hears. Many gateways may do so beside each other: one leads and numbers at every ring, the others follow
-//! its news and number by themselves when there are none.
+//! once a second whatever it hears. Many gateways may do so beside each other; which part this one plays is its role's to say.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,13 +13,14 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::change::{Cursor, Place};
 use crate::config::{
-    Config, FOLLOW_PATIENCE, GATHER, LINK_CHECK_EVERY, LOOK_EVERY, RECONNECT_FIRST, RECONNECT_MOST, TRIM_COMMITS_MAX,
-    TRIM_EVERY,
+    Config, FOLLOW_PATIENCE, GATHER, LINK_CHECK_EVERY, LOOK_EVERY, RECONNECT_FIRST, RECONNECT_MOST, SPEAK_EVERY,
+    TRIM_COMMITS_MAX, TRIM_EVERY,
 };
 use crate::hub::Hub;
 use crate::listener::{Listener, Rang};
-use crate::log::{Log, Page};
+use crate::log::{Log, Page, Word};
 use crate::metrics::Metrics;
+use crate::role::Role;
 
 /// How many batches of old commits one look of retention forgets at most.
 const TRIM_BATCHES_MAX: usize = 100;
@@ -58,23 +58,10 @@ impl Standing {
 
 /// How to find out how far the log goes.
 enum Means {
-    /// Number what became visible.
-    Number { announce: bool },
+    /// Number what became visible, and tell the others so.
+    Number(Option<Word>),
     /// Look how far another gateway came.
     Look,
-}
-
-/// Which part this gateway plays, and what it knows of the others.
-struct Role {
-    leads: bool,
-    has_company: bool,
-    /// Another gateway has numbered.
-    has_news: bool,
-    asleep: bool,
-    /// How often in a row it might not fall asleep.
-    sleepless: u32,
-    looked: Instant,
-    checked: Instant,
 }
 
 impl Feed {
@@ -107,10 +94,10 @@ impl Feed {
     async fn session(&mut self) -> Result<std::convert::Infallible> {
         let mut listener = Listener::connect(&self.config.database).await?;
         self.open().await?;
-        self.carry(Means::Number { announce: true }).await?;
+        let mut role = Role::new(&listener, &self.metrics).await?;
+        self.carry(Means::Number(role.word()), &listener, &mut role).await?;
         self.hub.set_database(true);
         self.metrics.database_found(listener.hears, listener.rings);
-        let mut role = Role::new(&listener).await?;
         let mut retention = Retention::new(&self.config, &self.log, &self.metrics);
         loop {
             self.step(&mut listener, &mut role).await?;
@@ -165,11 +152,16 @@ impl Feed {
 
     /// One look at the log, and the wait for the next.
     async fn step(&mut self, listener: &mut Listener, role: &mut Role) -> Result<()> {
-        let means =
-            if std::mem::take(&mut role.has_news) { Means::Look } else { Means::Number { announce: role.has_company } };
-        let numbered = self.carry(means).await?;
+        if role.leads && listener.heard_stand_in() {
+            listener.speak().await?;
+        }
+        let means = if std::mem::take(&mut role.has_news) { Means::Look } else { Means::Number(role.word()) };
+        let numbered = self.carry(means, listener, role).await?;
+        if numbered > 0 && !role.leads && listener.hears && listener.rings {
+            role.stood_in(listener, &self.metrics).await?;
+        }
         if role.looked.elapsed() >= LOOK_EVERY {
-            role.look_around(listener).await?;
+            role.look_around(listener, &self.metrics).await?;
             // Tables that were watched, renamed, keyed anew or dropped meanwhile.
             self.log.refresh_tables().await?;
             self.look_behind().await?;
@@ -199,28 +191,29 @@ impl Feed {
 
     /// Waits for a ring, a nudge, or the time to look anyway.
     async fn wait(&self, listener: &mut Listener, role: &mut Role) -> Result<()> {
-        let look = LOOK_EVERY.saturating_sub(role.looked.elapsed());
         tokio::select! {
             rang = listener.rang() => {
                 let mut rang = rang?;
                 if rang == Rang::Bell && !role.leads {
                     // The leader heard it too. If it does not say so, it is not what it was.
-                    rang = timeout(FOLLOW_PATIENCE, listener.rang()).await.unwrap_or(Ok(Rang::Bell))?;
+                    rang = timeout(FOLLOW_PATIENCE, listener.news()).await.unwrap_or(Ok(Rang::Bell))?;
                 }
-                role.has_news = rang == Rang::NewHead;
+                role.heard(rang, listener).await?;
             }
             () = self.nudge.notified() => {}
-            () = sleep(look) => {}
+            () = sleep(role.look_within()) => {}
         }
         Ok(())
     }
 
     /// Finds the head, reads what is new, and publishes it. Returns how many commits got their position here.
-    async fn carry(&mut self, means: Means) -> Result<i64> {
+    async fn carry(&mut self, means: Means, listener: &Listener, role: &mut Role) -> Result<i64> {
         let numbered = match means {
-            Means::Number { announce } => self.log.number(announce).await?,
+            Means::Number(word) => self.log.number(word).await?,
             Means::Look => self.log.head().await?,
         };
+        let mut commits = numbered.commits;
+        let mut spoke = Instant::now();
         let mut at = self.at.context("the feed opened the log before")?;
         let replaced = numbered.head == at.cursor.position && numbered.nonce != at.cursor.nonce;
         if replaced || numbered.head < at.cursor.position {
@@ -239,8 +232,17 @@ impl Feed {
                 at.place = part.place();
             }
             self.at = Some(at);
+            if role.leads && spoke.elapsed() >= SPEAK_EVERY {
+                // For as long as this takes, writers need not ring, and other gateways neither wait nor think that nobody
+                // leads. What is numbered here is for the next turn: this one has an end, however much is written meanwhile.
+                role.wake(listener).await?;
+                if role.has_company {
+                    commits += self.log.number_and_speak().await?.commits;
+                }
+                spoke = Instant::now();
+            }
         }
-        Ok(numbered.commits)
+        Ok(commits)
     }
 }
 
@@ -292,40 +294,6 @@ async fn trim(config: &Config, log: &Log, metrics: &Metrics) -> Result<()> {
         }
     }
     Ok(())
-}
-
-impl Role {
-    async fn new(listener: &Listener) -> Result<Role> {
-        let now = Instant::now();
-        let mut role = Role {
-            leads: false,
-            has_company: true,
-            has_news: false,
-            asleep: false,
-            sleepless: 0,
-            looked: now,
-            checked: now,
-        };
-        role.look_around(listener).await?;
-        Ok(role)
-    }
-
-    /// Takes the lead where it is free, and counts who else is there.
-    async fn look_around(&mut self, listener: &Listener) -> Result<()> {
-        self.looked = Instant::now();
-        if !listener.hears {
-            // Behind a pooler a lock would stay with somebody else's session. Everybody leads; numbering keeps them apart.
-            self.leads = true;
-            return Ok(());
-        }
-        self.leads = self.leads || listener.try_lead().await?;
-        self.has_company = listener.has_company().await?;
-        Ok(())
-    }
-
-    async fn wake(&mut self, listener: &Listener) -> Result<()> {
-        if std::mem::take(&mut self.asleep) { listener.wake().await } else { Ok(()) }
-    }
 }
 
 /// Beats for as long as the gateway runs, so that every subscriber hears something in every interval.

@@ -18,10 +18,12 @@
 //! main ─► run ─┬─► server ─► subscriber ─┬─► hub ─► protocol ─► change
 //!              │                         ├─► snapshot ─► log
 //!              │                         └─► log ────────────► change
-//!              └─► feed ─┬─► listener
+//!              └─► feed ─┬─► role ─► listener
 //!                        ├─► log
 //!                        └─► hub
 //! ```
+//!
+//! Any number of gateways do so beside each other; the [`role`] of each says who numbers.
 //!
 //! Beside that path: [`config`] holds every setting and bound, [`metrics`] what is counted and logged, [`install`] and [`check`] the
 //! commands for a database, [`local`] and [`dev`] the private PostgreSQL of `switchboard dev` and of the tests.
@@ -38,6 +40,7 @@ pub mod local;
 pub mod log;
 pub mod metrics;
 pub mod protocol;
+pub mod role;
 pub mod server;
 pub mod snapshot;
 pub mod socket;

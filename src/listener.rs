@@ -11,22 +11,20 @@ use anyhow::{Context, Result, bail};
 use futures_util::future::poll_fn;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::timeout;
-use tokio_postgres::{AsyncMessage, Client, NoTls};
+use tokio_postgres::{AsyncMessage, Client, NoTls, SimpleQueryMessage};
 
 use crate::config::{BELL_PATIENCE, CONNECT_PATIENCE, LINK_PATIENCE};
-use crate::log::{told, within};
+use crate::log::{Word, told, within};
 
 /// The channel of the doorbell. Whatever the payload: look.
 pub const CHANNEL: &str = "switchboard";
-
-/// The payload by which a gateway that numbered tells the others.
-const NEW_HEAD: &str = "head";
 
 /// The advisory locks (two-number form) that `sql/` and gateways share: the first number says that they are ours.
 const LOCKS: i32 = 1_937_203_812;
 /// Held exclusively by the gateway that sleeps; writers try to share it.
 const LOCK_DOORBELL: i32 = 1;
-/// Held exclusively by the gateway that leads: it numbers at every ring, the others when it does not.
+/// Held exclusively by the gateway that leads: it numbers at every ring, the others when it does not. Who holds it and
+/// stays silent loses the session.
 const LOCK_LEADER: i32 = 2;
 /// Shared by all gateways, to be counted.
 const LOCK_PRESENT: i32 = 3;
@@ -49,16 +47,33 @@ struct Heard {
     something: Notify,
     bell: AtomicBool,
     head: AtomicBool,
+    stand_in: AtomicBool,
     own: Notify,
 }
 
 /// What woke the feed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Rang {
-    /// Another gateway has numbered: there is something to read.
-    NewHead,
+    /// The leader has numbered, or says that it lives.
+    Head,
+    /// Another gateway has numbered, in the leader's place or beside it: the leader is to speak.
+    StandIn,
     /// Anything else: a writer, or anybody.
     Bell,
+}
+
+/// A session of PostgreSQL, by the number of its process.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Session(pub i32);
+
+/// What came of deposing a leader.
+pub enum Deposed {
+    /// Its session ends.
+    Done,
+    /// It leads no more.
+    Gone,
+    /// PostgreSQL does not allow it, for this reason.
+    Refused(String),
 }
 
 impl Listener {
@@ -116,14 +131,46 @@ impl Listener {
             if self.heard.bell.swap(false, Ordering::AcqRel) {
                 return Ok(Rang::Bell);
             }
-            if self.heard.head.swap(false, Ordering::AcqRel) {
-                return Ok(Rang::NewHead);
+            if self.heard_head() {
+                return Ok(Rang::Head);
+            }
+            if self.heard_stand_in() {
+                return Ok(Rang::StandIn);
             }
             tokio::select! {
                 () = self.heard.something.notified() => {}
                 why = &mut self.lost => bail!("the listening session was lost: {}", why.unwrap_or_default()),
             }
         }
+    }
+
+    /// Waits until another gateway has numbered, whatever else rings meanwhile. Cancel-safe.
+    pub async fn news(&mut self) -> Result<Rang> {
+        loop {
+            match self.rang().await? {
+                Rang::Bell => {}
+                news => return Ok(news),
+            }
+        }
+    }
+
+    /// Whether the leader spoke since this was last asked. Who stood in for it before is answered by that.
+    pub fn heard_head(&self) -> bool {
+        let spoke = self.heard.head.swap(false, Ordering::AcqRel);
+        if spoke {
+            self.heard.stand_in.store(false, Ordering::Release);
+        }
+        spoke
+    }
+
+    /// Whether somebody stood in for the leader since this was last asked.
+    pub fn heard_stand_in(&self) -> bool {
+        self.heard.stand_in.swap(false, Ordering::AcqRel)
+    }
+
+    /// Says, as the leader, that it lives.
+    pub async fn speak(&self) -> Result<()> {
+        self.query(&format!("notify {CHANNEL}, '{}'", Word::Head.payload())).await
     }
 
     /// A round trip of our own: a dead link is not left to TCP to notice. Where notifications arrive, one has to come back.
@@ -156,11 +203,26 @@ impl Listener {
 
     /// Whether other gateways listen to the same database.
     pub async fn has_company(&self) -> Result<bool> {
-        let count = format!(
-            "select count(*) > 1 from pg_locks where locktype = 'advisory' and classid = {LOCKS} and objid = {LOCK_PRESENT}
-             and objsubid = 2 and database = (select oid from pg_database where datname = current_database())"
-        );
+        let count = format!("select count(*) > 1 from pg_locks where {}", held(LOCK_PRESENT));
         Ok(self.scalar(&count).await? == "t")
+    }
+
+    /// The session that leads; none where nobody does, or where the lock is in the hands of somebody who is no gateway.
+    pub async fn leader(&self) -> Result<Option<Session>> {
+        let leader = format!("select pid from ({}) as leader", leaders());
+        Ok(self.scalar(&leader).await?.parse().ok().map(Session))
+    }
+
+    /// Ends the session of a leader that is not heard any more. Gateways share a role, so that takes no special right.
+    pub async fn depose(&self, leader: Session) -> Result<Deposed> {
+        let Session(pid) = leader;
+        let depose = format!("select pg_terminate_backend(pid) from ({}) as leader where pid = {pid}", leaders());
+        let answer = timeout(LINK_PATIENCE, self.client.simple_query(&depose)).await;
+        match answer.context("PostgreSQL does not answer")? {
+            Ok(messages) => Ok(if first(&messages) == Some("t") { Deposed::Done } else { Deposed::Gone }),
+            Err(error) if error.as_db_error().is_some() => Ok(Deposed::Refused(told(error).to_string())),
+            Err(error) => Err(told(error)),
+        }
     }
 
     async fn try_lock(&self, lock: i32) -> Result<bool> {
@@ -173,12 +235,30 @@ impl Listener {
 
     async fn scalar(&self, sql: &str) -> Result<String> {
         let messages = within(LINK_PATIENCE, self.client.simple_query(sql)).await?;
-        let row = messages.iter().find_map(|message| match message {
-            tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0),
-            _ => None,
-        });
-        Ok(row.unwrap_or_default().to_owned())
+        Ok(first(&messages).unwrap_or_default().to_owned())
     }
+}
+
+/// The first value of an answer.
+fn first(messages: &[SimpleQueryMessage]) -> Option<&str> {
+    messages.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0),
+        _ => None,
+    })
+}
+
+/// What `pg_locks` says of those who hold one of our locks in this database.
+fn held(lock: i32) -> String {
+    format!(
+        "locktype = 'advisory' and classid = {LOCKS} and objid = {lock} and objsubid = 2 and granted
+         and database = (select oid from pg_database where datname = current_database())"
+    )
+}
+
+/// The gateway that leads: whoever else holds that lock is not ours to end.
+fn leaders() -> String {
+    let (leader, present) = (held(LOCK_LEADER), held(LOCK_PRESENT));
+    format!("select pid from pg_locks where {leader} and pid in (select pid from pg_locks where {present})")
 }
 
 impl Heard {
@@ -186,7 +266,11 @@ impl Heard {
         if channel == own_channel {
             return self.own.notify_one();
         }
-        let heard = if payload == NEW_HEAD { &self.head } else { &self.bell };
+        let heard = match payload {
+            _ if payload == Word::Head.payload() => &self.head,
+            _ if payload == Word::StandIn.payload() => &self.stand_in,
+            _ => &self.bell,
+        };
         heard.store(true, Ordering::Release);
         self.something.notify_one();
     }

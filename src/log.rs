@@ -62,6 +62,26 @@ pub enum Page {
     Overtaken,
 }
 
+/// How a gateway that numbered tells the others: the payload of the doorbell. An older gateway takes all but the first for
+/// a ring, and says the first whatever its part.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Word {
+    /// The leader speaks.
+    Head,
+    /// Somebody else numbered.
+    StandIn,
+}
+
+impl Word {
+    /// What is said.
+    pub fn payload(self) -> &'static str {
+        match self {
+            Word::Head => "head",
+            Word::StandIn => "stand-in",
+        }
+    }
+}
+
 /// What one numbering did.
 #[derive(Clone, Copy, Debug)]
 pub struct Numbered {
@@ -134,13 +154,29 @@ impl Log {
         })
     }
 
-    /// Gives what became visible its positions. `announce` tells the other gateways, where there are any.
-    ///
+    /// Gives what became visible its positions, and if there was any tells the other gateways so with this word.
+    pub async fn number(&self, word: Option<Word>) -> Result<Numbered> {
+        self.number_and_say(word, "numbered > 0").await
+    }
+
+    /// The same for a leader that has to show that it lives: it speaks also where there was nothing to number.
+    pub async fn number_and_speak(&self) -> Result<Numbered> {
+        self.number_and_say(Some(Word::Head), "true").await
+    }
+
     /// One message, so that the lock never waits for this side of the wire.
-    pub async fn number(&self, announce: bool) -> Result<Numbered> {
+    async fn number_and_say(&self, word: Option<Word>, condition: &str) -> Result<Numbered> {
+        // Into a full queue nobody can notify: numbering would fail. The others look by themselves meanwhile.
+        let say = word.map_or(String::new(), |word| {
+            let payload = word.payload();
+            format!(
+                ", case when {condition} and pg_notification_queue_usage() < 0.5
+                   then pg_notify('switchboard', '{payload}')::text end"
+            )
+        });
         let sql = format!(
             "set transaction isolation level repeatable read; lock table switchboard.numbering in exclusive mode;
-             select head, head_nonce, numbered from switchboard.number({announce})"
+             select head, head_nonce, numbered{say} from switchboard.number(false)"
         );
         let connection = self.connection().await?;
         let messages = within(STATEMENT_PATIENCE, connection.simple_query(&sql)).await?;

@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 use std::sync::PoisonError;
-use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -29,11 +29,15 @@ pub struct Metrics {
     changes: Counter,
     position: Gauge,
     database_up: Gauge,
+    leads: Gauge,
+    stand_ins: Counter,
+    depositions: Counter,
     commits_forgotten: Counter,
     history_bytes: Gauge<i64, AtomicI64>,
     kinds: Gauge,
     sent_bytes: Counter<u64, AtomicU64>,
     reminded: Mutex<Option<Instant>>,
+    refused: AtomicBool,
     doorbell: Mutex<Option<Instant>>,
 }
 
@@ -53,11 +57,15 @@ impl Default for Metrics {
             changes: Counter::default(),
             position: Gauge::default(),
             database_up: Gauge::default(),
+            leads: Gauge::default(),
+            stand_ins: Counter::default(),
+            depositions: Counter::default(),
             commits_forgotten: Counter::default(),
             history_bytes: Gauge::default(),
             kinds: Gauge::default(),
             sent_bytes: Counter::default(),
             reminded: Mutex::default(),
+            refused: AtomicBool::default(),
             doorbell: Mutex::default(),
         };
         metrics.register();
@@ -79,6 +87,17 @@ impl Metrics {
         registry.register("changes", "Changes published", self.changes.clone());
         registry.register("position", "The newest position published", self.position.clone());
         registry.register("database_up", "Whether the feed has its PostgreSQL", self.database_up.clone());
+        registry.register("leads", "Whether this gateway numbers for all", self.leads.clone());
+        registry.register(
+            "stand_ins",
+            "How often this gateway numbered what the leader should have",
+            self.stand_ins.clone(),
+        );
+        registry.register(
+            "depositions",
+            "How often this gateway ended the session of a leader that was not heard any more",
+            self.depositions.clone(),
+        );
         registry.register("commits_forgotten", "Commits that retention forgot", self.commits_forgotten.clone());
         registry.register_with_unit("history", "Frames kept for subscribers", Unit::Bytes, self.history_bytes.clone());
         registry.register("kinds", "Kinds of subscription that are followed", self.kinds.clone());
@@ -125,6 +144,35 @@ impl Metrics {
         }
     }
 
+    /// This gateway leads, or follows.
+    pub fn leads(&self, leads: bool) {
+        if self.leads.set(i64::from(leads)) != i64::from(leads) {
+            tracing::info!("this gateway {}", if leads { "leads" } else { "follows" });
+        }
+    }
+
+    /// This gateway numbered what the leader should have.
+    pub fn stood_in(&self) {
+        tracing::debug!("stood in for the leader");
+        self.stand_ins.inc();
+    }
+
+    /// This gateway ended the session of a leader that was not heard any more.
+    pub fn deposed(&self) {
+        tracing::warn!("the leading gateway was not heard any more: its session was ended");
+        self.depositions.inc();
+    }
+
+    /// It may not do so. Said once.
+    pub fn may_not_depose(&self, why: &str) {
+        if !self.refused.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "the leading gateway is not heard any more, and its session could not be ended: {why}; changes come late \
+                 until it is gone: stop that gateway, and let all gateways use one role"
+            );
+        }
+    }
+
     /// Retention forgot commits.
     pub fn forgotten(&self, commits: i64) {
         self.commits_forgotten.inc_by(commits.unsigned_abs());
@@ -156,6 +204,7 @@ impl Metrics {
     /// The feed has no PostgreSQL, for the `failures`-th time in a row. Said once, and then rarely.
     pub fn database_lost(&self, why: &str, failures: u32) {
         self.database_up.set(0);
+        self.leads(false);
         let mut reminded = self.reminded.lock().unwrap_or_else(PoisonError::into_inner);
         if reminded.is_none_or(|at| at.elapsed() >= REMIND_EVERY) {
             *reminded = Some(Instant::now());

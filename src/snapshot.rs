@@ -18,7 +18,7 @@ use tokio_postgres::types::Type;
 
 use crate::change::{Epoch, Position, Table};
 use crate::config::{SNAPSHOT_SHARED_FOR, STATEMENT_PATIENCE, WRITE_BYTES_MAX};
-use crate::log::{Borrowed, Log, Visible, within};
+use crate::log::{Borrowed, Log, Visible, Word, within};
 use crate::protocol::{RowsFrame, Selection};
 
 /// How many bytes of a snapshot stay in memory; the rest lies on disk.
@@ -139,7 +139,7 @@ impl Snapshots {
         let epoch = epoch.and_then(|name| name.parse().ok()).context("the log has no epoch")?;
         let head = row.try_get(2)?;
         // After this, whatever the rows hold has a position.
-        let covered = self.numbering.number(true).await?.head;
+        let covered = self.numbering.number(Some(Word::StandIn)).await?.head;
         self.nudge.notify_one();
         for table in tables {
             self.read_table(&connection, table, snapshot).await.with_context(|| format!("reading {}", table.name))?;

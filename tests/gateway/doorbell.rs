@@ -8,13 +8,26 @@ use tokio_postgres::{AsyncMessage, NoTls};
 use crate::harness::{Database, Gateway, Server, soon, until};
 
 /// Whether a feed sleeps: it holds the lock of the doorbell exclusively.
-async fn asleep(db: &Database) -> bool {
+pub async fn asleep(db: &Database) -> bool {
     db.value(
         "select exists (select from pg_locks where locktype = 'advisory' and classid = 1937203812 and objid = 1
          and mode = 'ExclusiveLock' and granted
          and database = (select oid from pg_database where datname = current_database()))",
     )
     .await
+}
+
+/// Holds the lock of the doorbell as a writer does that hangs in the middle of its commit: the feed may not sleep.
+pub async fn hold_the_doorbell_shared(db: &Database, hanging: &tokio_postgres::Client) {
+    until("the lock is shared", async || {
+        let lock = "select pg_try_advisory_lock_shared(1937203812, 1)";
+        hanging.query_one(lock, &[]).await.unwrap().get(0) || {
+            // The feed sleeps: a commit wakes it, and for a moment it holds no lock.
+            db.run(&["update switch set level = -1 where id = 4"]).await;
+            false
+        }
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -35,17 +48,8 @@ async fn a_feed_that_may_not_sleep_delivers_all_the_same() {
     let db = Database::with_switch().await;
     let gateway = Gateway::start(&db).await;
     let mut client = gateway.follow("").await;
-    // As a writer does that hangs in the middle of its commit.
     let hanging = db.session().await;
-    until("the lock is shared", async || {
-        let lock = "select pg_try_advisory_lock_shared(1937203812, 1)";
-        hanging.query_one(lock, &[]).await.unwrap().get(0) || {
-            // The feed sleeps: a commit wakes it, and for a moment it holds no lock.
-            db.run(&["update switch set level = -1 where id = 4"]).await;
-            false
-        }
-    })
-    .await;
+    hold_the_doorbell_shared(&db, &hanging).await;
 
     db.run(&["update switch set level = 77 where id = 1"]).await;
 

@@ -1,39 +1,38 @@
 //! Several gateways on one database, and a database that comes and goes under them.
 
+use std::net::SocketAddr;
 use std::process::Stdio;
+use std::time::Instant;
 
 use serde_json::Value;
+use switchboard::listener::{Deposed, Listener};
 use switchboard::local::StopMode;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
+use tokio_postgres::{AsyncMessage, NoTls};
 
-use crate::harness::{Client, Database, Gateway, Server, soon, until};
+use crate::doorbell::{asleep, hold_the_doorbell_shared};
+use crate::harness::{Client, Database, Gateway, PATIENCE, Proxy, Server, get, metric, soon, until};
 
 /// A gateway in a process of its own, which can be stopped as an operating system stops one.
 struct Process {
     child: Child,
-    address: String,
+    address: SocketAddr,
 }
 
 impl Process {
-    async fn start(db: &Database) -> Process {
+    async fn start(url: &str) -> Process {
         let mut child = Command::new(env!("CARGO_BIN_EXE_switchboard"))
             .args(["serve", "--listen", "127.0.0.1:0", "--log", "error"])
-            .env("DATABASE_URL", &db.url)
+            .env("DATABASE_URL", url)
             .stdout(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let line = soon("the addresses", lines.next_line()).await.unwrap().unwrap();
-        let address = line.split("http://").nth(1).and_then(|rest| rest.split(' ').next()).unwrap().to_owned();
+        let address = line.split("http://").nth(1).and_then(|rest| rest.split(' ').next()).unwrap().parse().unwrap();
         Process { child, address }
-    }
-
-    async fn follow(&self, parameters: &str) -> Client {
-        let mut client = Client::connect(&format!("ws://{}/v1/feed?from=now&{parameters}", self.address)).await;
-        client.ready().await;
-        client
     }
 
     fn signal(&self, signal: &str) {
@@ -41,6 +40,108 @@ impl Process {
         let status = std::process::Command::new("kill").args([signal, &pid]).status().unwrap();
         assert!(status.success());
     }
+}
+
+/// A gateway that does not lead yet, and a client that writes down what it got.
+struct Follower {
+    gateway: Process,
+    client: Client,
+    seen: Vec<i64>,
+}
+
+impl Follower {
+    async fn start(db: &Database) -> Follower {
+        let gateway = Process::start(&db.url).await;
+        let mut client = Client::connect(&format!("ws://{}/v1/feed?from=now", gateway.address)).await;
+        client.ready().await;
+        assert_eq!(metric(gateway.address, "switchboard_leads").await, 0.0);
+        Follower { gateway, client, seen: Vec::new() }
+    }
+
+    async fn gets(&mut self, level: i64) {
+        assert_eq!(levels(&mut self.client, 1).await, [level]);
+        self.seen.push(level);
+    }
+
+    /// Writes, one commit after the other arrived, until this gateway leads; and some more, for which nobody stands in.
+    async fn takes_over(&mut self, db: &Database, from: &str) {
+        let address = self.gateway.address;
+        let begun = Instant::now();
+        let mut first = None;
+        let mut level = 0;
+        let write = async |follower: &mut Follower, level: i64| {
+            db.run(&[&format!("update switch set level = {level} where id = 1")]).await;
+            follower.gets(level).await;
+        };
+        while metric(address, "switchboard_leads").await == 0.0 {
+            assert!(begun.elapsed() < PATIENCE, "{from}: nobody took over");
+            level += 1;
+            write(self, level).await;
+            first.get_or_insert(begun.elapsed());
+        }
+        let led = begun.elapsed();
+        let stand_ins = metric(address, "switchboard_stand_ins_total").await;
+        for more in 1..=20 {
+            write(self, level + more).await;
+        }
+
+        let first = first.unwrap_or_default().as_millis();
+        eprintln!(
+            "{from}: next commit after {first} ms, lead taken after {} ms, {stand_ins} stand-ins",
+            led.as_millis()
+        );
+        assert_eq!(metric(address, "switchboard_stand_ins_total").await, stand_ins, "{from}");
+        assert_eq!(metric(address, "switchboard_leads").await, 1.0, "{from}");
+    }
+}
+
+/// A leader, and those that led before it.
+struct Scene {
+    leader: Follower,
+    frozen: Vec<(Follower, usize)>,
+    story: Vec<i64>,
+}
+
+impl Scene {
+    async fn begin(db: &Database) -> Scene {
+        let gateway = Process::start(&db.url).await;
+        let mut client = Client::connect(&format!("ws://{}/v1/feed?from=now", gateway.address)).await;
+        client.ready().await;
+        leads(gateway.address).await;
+        Scene { leader: Follower { gateway, client, seen: Vec::new() }, frozen: Vec::new(), story: Vec::new() }
+    }
+
+    /// The leader gets this signal, and the one that follows takes over.
+    async fn leader_gets(&mut self, signal: &str, mut follower: Follower, db: &Database) {
+        self.leader.gateway.signal(signal);
+        follower.takes_over(db, signal).await;
+        let began = self.story.len();
+        self.story.extend(&follower.seen);
+        let before = std::mem::replace(&mut self.leader, follower);
+        if signal != "-KILL" {
+            self.frozen.push((before, began));
+        }
+    }
+
+    async fn those_that_were_frozen_have_lost_nothing(self) {
+        for (mut follower, began) in self.frozen {
+            follower.gateway.signal("-CONT");
+            let missed = &self.story[began..];
+            assert_eq!(levels(&mut follower.client, missed.len()).await, missed);
+            let address = follower.gateway.address;
+            until("it follows", async || metric(address, "switchboard_leads").await == 0.0).await;
+            until("it is ready", async || get(address, "/readyz").await.0 == 200).await;
+        }
+        leads(self.leader.gateway.address).await;
+    }
+}
+
+async fn leads(address: SocketAddr) {
+    until("it leads", async || metric(address, "switchboard_leads").await == 1.0).await;
+}
+
+async fn listener(db: &Database) -> Listener {
+    Listener::connect(&db.config()).await.unwrap()
 }
 
 async fn flip(db: &Database, times: std::ops::Range<i32>) {
@@ -72,22 +173,149 @@ async fn two_gateways_tell_the_same_story() {
 }
 
 #[tokio::test]
-async fn another_gateway_takes_over_from_one_that_was_killed_or_stands_still() {
+async fn a_follower_takes_over_from_one_that_is_killed_or_frozen_asleep_again_and_again() {
     let db = Database::with_switch().await;
-    for signal in ["-KILL", "-STOP"] {
-        let leader = Process::start(&db).await;
-        let mut led = leader.follow("").await;
-        flip(&db, 0..1).await;
-        levels(&mut led, 1).await;
-        let follower = Gateway::start(&db).await;
-        let mut client = follower.follow("").await;
+    let mut scene = Scene::begin(&db).await;
 
-        leader.signal(signal);
-        flip(&db, 1..20).await;
-
-        assert_eq!(levels(&mut client, 19).await, (1..20).collect::<Vec<i64>>(), "{signal}");
-        follower.stop().await;
+    for signal in ["-KILL", "-STOP", "-STOP", "-KILL"] {
+        let follower = Follower::start(&db).await;
+        until("the leader sleeps", async || asleep(&db).await).await;
+        scene.leader_gets(signal, follower, &db).await;
     }
+
+    scene.those_that_were_frozen_have_lost_nothing().await;
+}
+
+#[tokio::test]
+async fn a_follower_takes_over_from_one_that_is_frozen_awake() {
+    let db = Database::with_switch().await;
+    let hanging = db.session().await;
+    hold_the_doorbell_shared(&db, &hanging).await;
+    let mut scene = Scene::begin(&db).await;
+
+    // Nobody rings: the writers believe that somebody looks anyway.
+    for _ in 0..2 {
+        let follower = Follower::start(&db).await;
+        scene.leader_gets("-STOP", follower, &db).await;
+    }
+
+    hanging.batch_execute("select pg_advisory_unlock_all()").await.unwrap();
+    scene.those_that_were_frozen_have_lost_nothing().await;
+}
+
+#[tokio::test]
+async fn a_follower_takes_over_from_one_that_is_cut_off() {
+    let db = Database::with_switch().await;
+    let proxy = Proxy::before(&db).await;
+    let leader = Gateway::launch(proxy.config(&db), |_| {}).await;
+    leader.ready().await;
+    leads(leader.address).await;
+    let mut led = leader.follow("").await;
+    let mut follower = Follower::start(&db).await;
+
+    proxy.blackhole();
+    follower.takes_over(&db, "cut off").await;
+    proxy.pass();
+
+    assert_eq!(levels(&mut led, follower.seen.len()).await, follower.seen);
+    until("it follows", async || metric(leader.address, "switchboard_leads").await == 0.0).await;
+    leader.ready().await;
+}
+
+#[tokio::test]
+async fn a_leader_that_lives_answers_whoever_stood_in_for_it() {
+    let db = Database::with_switch().await;
+    let (leader, _follower) = (Gateway::start(&db).await, Gateway::start(&db).await);
+    leads(leader.address).await;
+    let (stranger, mut connection) = tokio_postgres::connect(&db.url, NoTls).await.unwrap();
+    let answered = tokio::spawn(async move {
+        loop {
+            match std::future::poll_fn(|context| connection.poll_message(context)).await {
+                Some(Ok(AsyncMessage::Notification(said))) if said.payload() == "head" => return,
+                Some(Ok(_)) => {}
+                _ => panic!("the listening session ended"),
+            }
+        }
+    });
+
+    stranger.batch_execute("listen switchboard; notify switchboard, 'stand-in'").await.unwrap();
+
+    soon("the leader's word", answered).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_leader_that_is_busy_with_a_large_commit_numbers_what_comes_behind_it() {
+    let db = Database::with_switch().await;
+    db.run(&["create table bulk (id int primary key, v text)"]).await;
+    db.watch("bulk").await;
+    let (leader, follower) = (Gateway::start(&db).await, Gateway::start(&db).await);
+    leads(leader.address).await;
+    let mut clients = [leader.follow("table=switch").await, follower.follow("table=switch").await];
+
+    db.run(&["insert into bulk select n, repeat('x', 100) from generate_series(1, 30000) as n"]).await;
+    db.run(&["update switch set level = 1 where id = 1"]).await;
+
+    until("both have their position", async || db.value::<i64>("select head from switchboard.head()").await == 2).await;
+    assert_eq!(metric(leader.address, "switchboard_position").await, 0.0, "the large one is not even published whole");
+    for client in &mut clients {
+        assert_eq!(levels(client, 1).await, [1]);
+    }
+    assert_eq!(metric(follower.address, "switchboard_depositions_total").await, 0.0);
+    leads(leader.address).await;
+}
+
+#[tokio::test]
+async fn only_a_gateway_of_the_same_database_is_deposed() {
+    let (db, other) = (Database::new().await, Database::new().await);
+    let (leader, elsewhere, second) = (listener(&db).await, listener(&other).await, listener(&db).await);
+    assert!(leader.try_lead().await.unwrap() && elsewhere.try_lead().await.unwrap());
+    let (session, far) = (leader.leader().await.unwrap().unwrap(), elsewhere.leader().await.unwrap().unwrap());
+    assert_ne!(session, far);
+
+    assert!(matches!(second.depose(far).await.unwrap(), Deposed::Gone));
+    assert!(elsewhere.try_lead().await.unwrap());
+    assert!(matches!(second.depose(session).await.unwrap(), Deposed::Done));
+
+    until("the lead is free", async || second.try_lead().await.unwrap()).await;
+    let person = other.session().await;
+    drop(elsewhere);
+    until("the lock is a person's", async || {
+        person.query_one("select pg_try_advisory_lock(1937203812, 2)", &[]).await.unwrap().get(0)
+    })
+    .await;
+    assert_eq!(listener(&other).await.leader().await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn where_it_may_not_depose_a_follower_stands_in_for_each_commit() {
+    let db = Database::with_switch().await;
+    let leader = Process::start(&db.url).await;
+    leads(leader.address).await;
+    let name: String = db.value("select current_database()::text").await;
+    db.run(&[
+        &format!("create role gateway_{name} login password 'secret'"),
+        &format!("select switchboard.allow_gateway('gateway_{name}')"),
+    ])
+    .await;
+    let mut config = db.config();
+    config.user(format!("gateway_{name}")).password("secret");
+    let follower = Gateway::launch(config, |_| {}).await;
+    follower.ready().await;
+    let mut client = follower.follow("").await;
+    until("the leader sleeps", async || asleep(&db).await).await;
+
+    leader.signal("-STOP");
+    for level in 1..=5 {
+        flip(&db, level..level + 1).await;
+        // It keeps its database all the while: no word of "status".
+        let commit = client.next_of("commit", &["position"]).await;
+        assert_eq!(commit["changes"][0]["new"]["level"], level);
+    }
+
+    assert_eq!(follower.metric("switchboard_leads").await, 0.0);
+    assert!(follower.metric("switchboard_stand_ins_total").await >= 2.0);
+    drop(leader);
+    leads(follower.address).await;
 }
 
 #[tokio::test]

@@ -542,10 +542,13 @@ async fn metrics_can_be_read_by_prometheus() {
             "switchboard_commits_forgotten_total",
             "switchboard_commits_total",
             "switchboard_database_up",
+            "switchboard_depositions_total",
             "switchboard_history_bytes",
             "switchboard_kinds",
+            "switchboard_leads",
             "switchboard_position",
             "switchboard_sent_bytes_total",
+            "switchboard_stand_ins_total",
             "switchboard_subscribers",
             "switchboard_subscribers_opened_total"
         ]
@@ -554,6 +557,7 @@ async fn metrics_can_be_read_by_prometheus() {
         ("switchboard_changes_total", 4.0),
         ("switchboard_commits_total", 1.0),
         ("switchboard_database_up", 1.0),
+        ("switchboard_leads", 1.0),
         ("switchboard_subscribers_opened_total", 2.0),
     ] {
         assert_eq!(gateway.metric(name).await, number, "{name}");

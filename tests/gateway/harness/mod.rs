@@ -2,6 +2,7 @@
 
 mod client;
 mod database;
+mod proxy;
 pub mod raw;
 
 use std::net::SocketAddr;
@@ -14,6 +15,7 @@ use tokio::task::JoinHandle;
 
 pub use client::{Client, get};
 pub use database::{Database, Server};
+pub use proxy::Proxy;
 
 /// How long any test waits for any fact.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -34,6 +36,13 @@ pub async fn until(what: &str, mut fact: impl AsyncFnMut() -> bool) {
         }
     };
     soon(what, asking).await;
+}
+
+/// One of the numbers in a gateway's `/metrics`.
+pub async fn metric(address: SocketAddr, name: &str) -> f64 {
+    let (_, text) = get(address, "/metrics").await;
+    let line = text.lines().find(|line| line.split([' ', '{']).next() == Some(name));
+    line.and_then(|line| line.rsplit(' ').next()).and_then(|number| number.parse().ok()).unwrap_or(0.0)
 }
 
 /// A gateway in this process.
@@ -94,9 +103,7 @@ impl Gateway {
 
     /// One of the numbers in `/metrics`.
     pub async fn metric(&self, name: &str) -> f64 {
-        let (_, text) = self.get("/metrics").await;
-        let line = text.lines().find(|line| line.split([' ', '{']).next() == Some(name));
-        line.and_then(|line| line.rsplit(' ').next()).and_then(|number| number.parse().ok()).unwrap_or(0.0)
+        metric(self.address, name).await
     }
 
     /// Stops the gateway, without waiting for it.
