@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod commands;
+mod cuts;
 mod delivery;
 mod doorbell;
 mod gateways;

@@ -70,14 +70,7 @@ impl Raw {
     pub async fn frame(&mut self) -> Option<(u8, Vec<u8>)> {
         loop {
             let read = &self.read;
-            let header = match read.get(1) {
-                Some(126) if read.len() >= 4 => Some((4, u16::from_be_bytes([read[2], read[3]]) as usize)),
-                Some(127) if read.len() >= 10 => {
-                    Some((10, u64::from_be_bytes(read[2..10].try_into().unwrap()) as usize))
-                }
-                Some(126 | 127) | None => None,
-                Some(length) => Some((2, usize::from(*length))),
-            };
+            let header = measure(read);
             if let Some((start, length)) = header.filter(|(start, length)| read.len() >= start + length) {
                 let frame: Vec<u8> = self.read.drain(..start + length).collect();
                 return Some((frame[0], frame[start..].to_vec()));
@@ -108,6 +101,18 @@ impl Raw {
         soon("the next bytes", self.stream.read_buf(&mut self.read)).await.is_ok_and(|count| count > 0)
     }
 
+    /// What was read and not taken yet.
+    pub fn unread(&self) -> &[u8] {
+        &self.read
+    }
+
+    /// Reads on, at most this many bytes.
+    pub async fn some(&mut self, bytes_max: usize) {
+        let mut stream = (&mut self.stream).take(bytes_max as u64);
+        let count = soon("the next bytes", stream.read_buf(&mut self.read)).await.unwrap();
+        assert_ne!(count, 0, "the gateway ended the connection");
+    }
+
     /// Sends the same bytes again and again, from a thread of its own, until the gateway ends the connection or the
     /// `patience` is over.
     pub fn flood(self, bytes: Vec<u8>, patience: Duration) -> Flood {
@@ -126,6 +131,15 @@ impl Raw {
             refused && began.elapsed() < patience
         });
         Flood { over, thread }
+    }
+}
+
+/// How long the header and the payload of a frame are, where the header is whole.
+pub fn measure(bytes: &[u8]) -> Option<(usize, usize)> {
+    match bytes.get(1)? {
+        126 => Some((4, u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?) as usize)),
+        127 => Some((10, u64::from_be_bytes(bytes.get(2..10)?.try_into().ok()?) as usize)),
+        length => Some((2, usize::from(*length))),
     }
 }
 
