@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use serde_json::Value;
+use tokio_postgres::Client as Session;
 
 use crate::harness::{Client, Database, Gateway, soon, until};
 
@@ -196,4 +197,177 @@ async fn a_commit_between_rows_and_numbers_comes_once_and_one_that_the_rows_miss
     assert_eq!(told, [1], "the stream tells the other and not the one");
     db.run(&["update account set n = 3 where id = 3"]).await;
     assert_eq!(client.changes().await[0]["new"]["n"], 3);
+}
+
+/// One step of one session; `{t}` is the table.
+type Step = (usize, &'static str);
+
+/// Three sessions whose transactions overlap: one commits before another that began earlier, one rolls back, two roll back to a
+/// savepoint, one changes what another has just committed.
+const OVERLAPPING: [Step; 20] = [
+    (0, "begin"),
+    (0, "update {t} set n = 1 where id = 1"),
+    (1, "begin"),
+    (1, "insert into {t} values (10, 0)"),
+    (1, "savepoint s; update {t} set n = 9 where id = 2"),
+    (1, "rollback to s"),
+    (2, "begin; delete from {t} where id = 3"),
+    (1, "update {t} set n = 4 where id = 4"),
+    (0, "savepoint s; insert into {t} values (11, 0)"),
+    (1, "commit"),
+    (2, "update {t} set n = 5 where id = 5"),
+    (1, "begin; update {t} set n = n + 1 where id = 10"),
+    (2, "rollback"),
+    (0, "rollback to s; update {t} set id = 12 where id = 6"),
+    (0, "update {t} set n = n + 1 where id = 4"),
+    (1, "delete from {t} where id = 3"),
+    (0, "commit"),
+    (2, "update {t} set n = n + 1 where id = 4; update {t} set n = n + 1 where id = 1"),
+    (1, "update {t} set n = 7 where id = 12"),
+    (1, "commit"),
+];
+
+/// Until when nobody gives positions.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Held {
+    /// Positions are given all the time.
+    Never,
+    /// From the first step until the snapshot is taken: what was committed before is in its rows, without a position.
+    UntilTheRowsAreRead,
+    /// To the end of the schedule.
+    ToTheEnd,
+}
+
+/// A database with a gateway and three sessions, on which schedules are run one after another.
+struct Stage {
+    db: Database,
+    gateway: Gateway,
+    sessions: [Session; 3],
+    fence: Session,
+    tables: usize,
+}
+
+impl Stage {
+    async fn new() -> Stage {
+        let db = Database::new().await;
+        let gateway = Gateway::start(&db).await;
+        let sessions = [db.session().await, db.session().await, db.session().await];
+        let fence = db.session().await;
+        Stage { db, gateway, sessions, fence, tables: 0 }
+    }
+
+    /// Runs the schedule on a table of its own, begins a subscription in front of step `at`, and compares.
+    async fn run(&mut self, schedule: &[Step], at: usize, held: Held) {
+        self.tables += 1;
+        let table = format!("t{}", self.tables);
+        self.db
+            .run(&[&format!(
+                "create table {table} (id int primary key, n int);
+                 insert into {table} select id, 0 from generate_series(1, 6) as id;
+                 select switchboard.watch('{table}')"
+            )])
+            .await;
+        let told = format!("schedule {schedule:?}, a snapshot in front of step {at}, numbering held: {held:?}");
+
+        if held != Held::Never {
+            self.fence.batch_execute("begin; lock table switchboard.numbering in exclusive mode").await.unwrap();
+        }
+        for step in &schedule[..at] {
+            self.step(*step, &table).await;
+        }
+        let mut client = self.gateway.subscribe(&format!("table={table}")).await;
+        let mut replica = None;
+        match held {
+            Held::Never => replica = Some(Replica::begin(&mut client).await),
+            _ => self.taken().await,
+        }
+        if held == Held::UntilTheRowsAreRead {
+            self.fence.batch_execute("commit").await.unwrap();
+        }
+        for step in &schedule[at..] {
+            self.step(*step, &table).await;
+        }
+        if held == Held::ToTheEnd {
+            self.fence.batch_execute("commit").await.unwrap();
+        }
+        self.db.run(&[&format!("insert into {table} values (1000, 0)")]).await;
+
+        let mut replica = match replica {
+            Some(replica) => replica,
+            None => Replica::begin(&mut client).await,
+        };
+        while !replica.0.contains_key(&1000) {
+            replica.apply(&client.commit().await);
+        }
+        assert_eq!(replica, Replica::of(&self.db, &table).await, "{told}");
+    }
+
+    async fn step(&self, (session, sql): Step, table: &str) {
+        let sql = sql.replace("{t}", table);
+        self.sessions[session].batch_execute(&sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    }
+
+    /// Waits until the snapshot is taken and its numbering waits for the fence.
+    async fn taken(&self) {
+        until("the snapshot is taken", async || {
+            let open = "select exists (select from pg_stat_activity where datname = current_database()
+                        and application_name = 'switchboard' and state = 'idle in transaction'
+                        and query like 'select pg_current_snapshot()%')";
+            self.db.value(open).await
+        })
+        .await;
+    }
+}
+
+/// Runs every schedule with a snapshot in front of each of these steps, on a few stages at once.
+async fn run_all(schedules: Vec<Vec<Step>>, steps: std::ops::RangeInclusive<usize>) {
+    let mut runs = Vec::new();
+    for schedule in schedules {
+        for at in steps.clone() {
+            for held in [Held::Never, Held::UntilTheRowsAreRead, Held::ToTheEnd] {
+                runs.push((schedule.clone(), at, held));
+            }
+        }
+    }
+    let next = AtomicUsize::new(0);
+    let work = async || {
+        let mut stage = Stage::new().await;
+        while let Some((schedule, at, held)) = runs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            stage.run(schedule, *at, *held).await;
+        }
+    };
+    tokio::join!(work(), work(), work(), work());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_begun_at_any_step_of_overlapping_transactions_joins_the_stream_exactly() {
+    run_all(vec![OVERLAPPING.to_vec()], 0..=OVERLAPPING.len()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_joins_exactly_in_every_interleaving_of_three_transactions() {
+    const SESSIONS: [[Step; 2]; 3] = [
+        [(0, "begin; update {t} set n = 1 where id = 1"), (0, "insert into {t} values (11, 0); commit")],
+        [(1, "begin; delete from {t} where id = 2"), (1, "update {t} set n = 2 where id = 3; commit")],
+        [(2, "begin; insert into {t} values (12, 0)"), (2, "update {t} set id = 13 where id = 12; commit")],
+    ];
+    // They are alike, so only those in which they begin in their order: 15 of 90.
+    let mut schedules = vec![(Vec::new(), [0_usize; 3])];
+    for _ in 0..6 {
+        let grow = |(schedule, done): (Vec<Step>, [usize; 3])| {
+            (0..3).filter_map(move |session| {
+                let in_order = done[session] > 0 || session == 0 || done[session - 1] > 0;
+                let step = SESSIONS[session].get(done[session]).filter(|_| in_order)?;
+                let (mut schedule, mut done) = (schedule.clone(), done);
+                schedule.push(*step);
+                done[session] += 1;
+                Some((schedule, done))
+            })
+        };
+        schedules = schedules.into_iter().flat_map(grow).collect();
+    }
+    assert_eq!(schedules.len(), 15);
+
+    // In front of the first step and behind the last there is nothing that the other test has not.
+    run_all(schedules.into_iter().map(|(schedule, _)| schedule).collect(), 1..=5).await;
 }
