@@ -59,7 +59,7 @@ impl Standing {
 /// How to find out how far the log goes.
 enum Means {
     /// Number what became visible, and tell the others so.
-    Number(Option<Word>),
+    Number,
     /// Look how far another gateway came.
     Look,
 }
@@ -95,7 +95,7 @@ impl Feed {
         let mut listener = Listener::connect(&self.config.database).await?;
         self.open().await?;
         let mut role = Role::new(&listener, &self.metrics).await?;
-        self.carry(Means::Number(role.word()), &listener, &mut role).await?;
+        self.carry(Means::Number, &listener, &mut role).await?;
         self.hub.set_database(true);
         self.metrics.database_found(listener.hears, listener.rings);
         let mut retention = Retention::new(&self.config, &self.log, &self.metrics);
@@ -155,7 +155,7 @@ impl Feed {
         if role.leads && listener.heard_stand_in() {
             listener.speak().await?;
         }
-        let means = if std::mem::take(&mut role.has_news) { Means::Look } else { Means::Number(role.word()) };
+        let means = if std::mem::take(&mut role.has_news) { Means::Look } else { Means::Number };
         let numbered = self.carry(means, listener, role).await?;
         if numbered > 0 && !role.leads && listener.hears && listener.rings {
             role.stood_in(listener, &self.metrics).await?;
@@ -209,9 +209,12 @@ impl Feed {
     /// Finds the head, reads what is new, and publishes it. Returns how many commits got their position here.
     async fn carry(&mut self, means: Means, listener: &Listener, role: &mut Role) -> Result<i64> {
         let numbered = match means {
-            Means::Number(word) => self.log.number(word).await?,
+            Means::Number => self.log.number().await?,
             Means::Look => self.log.head().await?,
         };
+        if let Some(word) = role.word().filter(|_| numbered.commits > 0) {
+            self.log.say(word).await?;
+        }
         let mut commits = numbered.commits;
         let mut spoke = Instant::now();
         let mut at = self.at.context("the feed opened the log before")?;
@@ -237,7 +240,9 @@ impl Feed {
                 // leads. What is numbered here is for the next turn: this one has an end, however much is written meanwhile.
                 role.wake(listener).await?;
                 if role.has_company {
-                    commits += self.log.number_and_speak().await?.commits;
+                    commits += self.log.number().await?.commits;
+                    // Also where there was nothing to number: that it lives is news.
+                    self.log.say(Word::Head).await?;
                 }
                 spoke = Instant::now();
             }

@@ -154,32 +154,14 @@ impl Log {
         })
     }
 
-    /// Gives what became visible its positions, and if there was any tells the other gateways so with this word.
-    pub async fn number(&self, word: Option<Word>) -> Result<Numbered> {
-        self.number_and_say(word, "numbered > 0").await
-    }
-
-    /// The same for a leader that has to show that it lives: it speaks also where there was nothing to number.
-    pub async fn number_and_speak(&self) -> Result<Numbered> {
-        self.number_and_say(Some(Word::Head), "true").await
-    }
-
+    /// Gives what became visible its positions.
+    ///
     /// One message, so that the lock never waits for this side of the wire.
-    async fn number_and_say(&self, word: Option<Word>, condition: &str) -> Result<Numbered> {
-        // Into a full queue nobody can notify: numbering would fail. The others look by themselves meanwhile.
-        let say = word.map_or(String::new(), |word| {
-            let payload = word.payload();
-            format!(
-                ", case when {condition} and pg_notification_queue_usage() < 0.5
-                   then pg_notify('switchboard', '{payload}')::text end"
-            )
-        });
-        let sql = format!(
-            "set transaction isolation level repeatable read; lock table switchboard.numbering in exclusive mode;
-             select head, head_nonce, numbered{say} from switchboard.number(false)"
-        );
+    pub async fn number(&self) -> Result<Numbered> {
+        let sql = "set transaction isolation level repeatable read; lock table switchboard.numbering in exclusive mode;
+                   select head, head_nonce, numbered from switchboard.number(false)";
         let connection = self.connection().await?;
-        let messages = within(STATEMENT_PATIENCE, connection.simple_query(&sql)).await?;
+        let messages = within(STATEMENT_PATIENCE, connection.simple_query(sql)).await?;
         connection.give_back();
         let row = messages.iter().find_map(|message| match message {
             tokio_postgres::SimpleQueryMessage::Row(row) => Some(row),
@@ -190,6 +172,16 @@ impl Log {
             bail!("numbering gave no head")
         };
         Ok(Numbered { head, nonce: nonce as u32, commits })
+    }
+
+    /// Tells the other gateways that there is a new head.
+    ///
+    /// In a transaction of its own: from its commit until that is flushed, one that notifies holds a lock that every other
+    /// one in the cluster waits for, a ringing writer's too. This one has nothing to flush.
+    pub async fn say(&self, word: Word) -> Result<()> {
+        // Into a full queue nobody can notify. The others look by themselves meanwhile.
+        let sql = "select pg_notify('switchboard', $1) where pg_notification_queue_usage() < 0.5";
+        self.query(sql, &[(&word.payload(), Type::TEXT)]).await.map(|_| ())
     }
 
     /// How far another gateway numbered.

@@ -139,7 +139,11 @@ impl Snapshots {
         let epoch = epoch.and_then(|name| name.parse().ok()).context("the log has no epoch")?;
         let head = row.try_get(2)?;
         // After this, whatever the rows hold has a position.
-        let covered = self.numbering.number(Some(Word::StandIn)).await?.head;
+        let numbered = self.numbering.number().await?;
+        if numbered.commits > 0 {
+            self.numbering.say(Word::StandIn).await?;
+        }
+        let covered = numbered.head;
         self.nudge.notify_one();
         for table in tables {
             self.read_table(&connection, table, snapshot).await.with_context(|| format!("reading {}", table.name))?;
