@@ -1,0 +1,318 @@
+//! The drill: real writers, gateways and clients, faults on purpose, and oracles that would notice a loss, a repeat or a disorder.
+//!
+//! ```text
+//! cargo test --release --test drill -- --seconds 1800 --seed 7
+//! ```
+//!
+//! It goes in rounds. In each, writers change eight tables in every way there is while saboteurs kill and freeze PostgreSQL, gateways,
+//! networks and clients; then everything is mended, the writers stop, every reader has to arrive at the same end, and the oracles
+//! compare. It prints its seed, what it did and what it saw, and exits with 1 at the first violation. The same seed draws the same
+//! writes and faults; when they meet is up to the machine.
+
+#![allow(clippy::unwrap_used)]
+
+mod bounds;
+mod faults;
+mod gateways;
+mod gather;
+mod oracles;
+mod proxy;
+mod reader;
+mod story;
+mod writers;
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use fastrand::Rng;
+use switchboard::config::database_config;
+use switchboard::install;
+use switchboard::local::{LocalServer, Options};
+use tokio_postgres::{Client, NoTls};
+use tokio_util::sync::CancellationToken;
+
+use crate::faults::Stage;
+use crate::gateways::Gateway;
+use crate::oracles::{Evidence, judge};
+use crate::reader::Reader;
+use crate::writers::{Desk, WATCHED};
+
+/// Breaks everything on purpose, and checks that nothing is lost, told twice or out of order.
+#[derive(Parser)]
+struct Arguments {
+    /// How long to go on, in seconds; the round that runs then is ended
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
+    /// What to draw writes and faults from; a new one is drawn where none is given
+    #[arg(long)]
+    seed: Option<u64>,
+    /// How long the writers write in each round, in seconds
+    #[arg(long, default_value_t = 12)]
+    round_seconds: u64,
+    /// How many writers
+    #[arg(long, default_value_t = 6)]
+    writers: usize,
+    /// How many gateways
+    #[arg(long, default_value_t = 3)]
+    gateways: usize,
+}
+
+/// The tables of those readers that do not ask for all.
+const MONEY: &[&str] = &["public.account", "public.vault", "public.marker"];
+const JOURNAL: &[&str] = &["public.journal", "public.marker"];
+/// Tables with one sum.
+const BALANCED: [&str; 2] = ["public.account", "public.vault"];
+
+/// How long everything that moves may take to come to rest at the end of a round.
+const REST_PATIENCE: Duration = Duration::from_secs(120);
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let seed = arguments.seed.unwrap_or_else(|| fastrand::u64(..1 << 32));
+    println!("drill: --seconds {} --seed {seed}", arguments.seconds);
+    let dir = std::env::temp_dir().join(format!("switchboard-drill-{}", std::process::id()));
+    let settings = [
+        ("wal_level", "logical"),
+        ("max_connections", "200"),
+        ("shared_buffers", "64MB"),
+        ("max_wal_size", "256MB"),
+        ("autovacuum_naptime", "5s"),
+    ];
+    let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+    let options = Options { dir, settings, durable: true, keep: false };
+    let server = LocalServer::start(options, |_| {}).await.expect("a PostgreSQL for the drill");
+    let mut drill = Drill::prepare(server, &arguments, seed).await;
+    let began = Instant::now();
+    let mut violations = drill.assemble().await;
+    while violations.is_empty() && began.elapsed() < Duration::from_secs(arguments.seconds) {
+        violations = drill.round(&arguments).await;
+    }
+    drill.report(began.elapsed());
+    for violation in &violations {
+        println!("VIOLATION  {violation}");
+    }
+    let ok = violations.is_empty();
+    println!("drill: --seconds {} --seed {seed}: {}", arguments.seconds, if ok { "no violation" } else { "FAILED" });
+    if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Statements that have retention forget what is at or before this position.
+fn forget_up_to(position: i64) -> String {
+    format!("select switchboard.trim('1000 days', (select head from switchboard.head()) - {position}, 100000)")
+}
+
+struct Drill {
+    stage: Arc<Stage>,
+    random: Rng,
+    round: i32,
+    end: CancellationToken,
+    merge: bool,
+    /// Up to where in the write-ahead log the oracles have compared.
+    decoded_until: String,
+    totals: Totals,
+}
+
+#[derive(Default)]
+struct Totals {
+    commits: u64,
+    changes: u64,
+    failed: u64,
+    unknown: u64,
+    most: BTreeMap<&'static str, f64>,
+}
+
+impl Drill {
+    async fn prepare(server: LocalServer, arguments: &Arguments, seed: u64) -> Drill {
+        let url = server.url("drill");
+        session(&server.url("postgres")).await.batch_execute("create database drill").await.unwrap();
+        let mut client = session(&url).await;
+        install::install(&mut client, false, None).await.unwrap();
+        client.batch_execute(writers::TABLES).await.unwrap();
+        for table in WATCHED {
+            install::watch(&mut client, table).await.unwrap();
+        }
+        gather::open_slot(&client).await;
+        let version: i32 =
+            client.query_one("select current_setting('server_version_num')::int", &[]).await.unwrap().get(0);
+
+        let database = database_config(&url, None).unwrap();
+        let address = format!("127.0.0.1:{}", database.get_ports()[0]).parse().unwrap();
+        let mut gateways = Vec::new();
+        for _ in 0..arguments.gateways {
+            let through = |proxy: std::net::SocketAddr| url.replace(&format!("{address}"), &proxy.to_string());
+            gateways.push(Gateway::start(address, through).await);
+        }
+        let gateways = Arc::new(gateways);
+        let end = CancellationToken::new();
+        let kinds: [(&str, Option<&'static [&'static str]>); 6] = [
+            ("all-0", None),
+            ("all-1", None),
+            ("all-2", None),
+            ("all-3", None),
+            ("money", Some(MONEY)),
+            ("journal", Some(JOURNAL)),
+        ];
+        let mut random = Rng::with_seed(seed);
+        let readers = kinds.into_iter().map(|(name, wants)| {
+            let balanced = if name == "journal" { vec![] } else { BALANCED.to_vec() };
+            Reader::start(name.to_owned(), wants, balanced, gateways.clone(), random.u64(..), end.clone())
+        });
+        let readers = readers.collect();
+        let stage =
+            Stage { server: server.into(), url, gateways, readers, stop: Mutex::default(), done: Mutex::default() };
+        Drill {
+            stage: Arc::new(stage),
+            random,
+            round: 0,
+            end,
+            merge: version >= 150_000,
+            decoded_until: "0/0".to_owned(),
+            totals: Totals::default(),
+        }
+    }
+
+    /// Waits until every reader follows, so that the first write is told to all.
+    async fn assemble(&mut self) -> Vec<String> {
+        let client = session(&self.stage.url).await;
+        let (_, late) = self.rest(&client).await;
+        // What was written until here they have from their snapshots.
+        self.gather(&client, &mut Evidence::default()).await;
+        for reader in &self.stage.readers {
+            reader.story.lock().unwrap().turn_the_page();
+        }
+        Vec::from_iter(late)
+    }
+
+    /// One round: breaks things while writers write, mends them, and asks the oracles.
+    async fn round(&mut self, arguments: &Arguments) -> Vec<String> {
+        self.round += 1;
+        let began = Instant::now();
+        let stop = CancellationToken::new();
+        *self.stage.stop.lock().unwrap() = stop.clone();
+        let writer_url = format!("{}?application_name={}", self.stage.url, writers::NAME);
+        let desk = Arc::new(Desk { url: writer_url, clock: AtomicU64::new(1), stop: stop.clone(), merge: self.merge });
+        let writing: Vec<_> =
+            (0..arguments.writers).map(|_| tokio::spawn(writers::write(desk.clone(), self.random.fork()))).collect();
+        let sabotage = faults::unleash(&self.stage, &mut self.random);
+        let sampling = tokio::spawn(bounds::watch(self.stage.url.clone(), self.stage.gateways.clone(), stop.clone()));
+        tokio::time::sleep(Duration::from_secs(arguments.round_seconds)).await;
+        stop.cancel();
+        for saboteur in sabotage {
+            saboteur.await.expect("a saboteur mends what it broke");
+        }
+        let mut evidence = Evidence::default();
+        let mut violations = Vec::new();
+        for writer in writing {
+            let notes = writer.await.expect("a writer comes home");
+            self.totals.failed += notes.failed;
+            violations.extend(notes.violations);
+            evidence.ledger.extend(notes.ledger);
+        }
+        let samples = sampling.await.expect("the sampler comes home");
+        violations.extend(samples.violations);
+        for (what, value) in samples.most {
+            let most = self.totals.most.entry(what).or_default();
+            *most = most.max(value);
+        }
+
+        let client = session(&self.stage.url).await;
+        let (rested, late) = self.rest(&client).await;
+        violations.extend(late);
+        self.gather(&client, &mut evidence).await;
+        let stage = self.stage.clone();
+        let stories: Vec<_> = stage.readers.iter().map(|reader| reader.story.lock().unwrap()).collect();
+        evidence.readers = stories
+            .iter()
+            .zip(&stage.readers)
+            .map(|(story, reader)| oracles::Reader { story, wants: reader.wants })
+            .collect();
+        let verdict = judge(&evidence);
+        violations.extend(verdict.findings);
+        self.totals.commits += verdict.commits as u64;
+        self.totals.changes += verdict.changes;
+        self.totals.unknown +=
+            evidence.ledger.iter().filter(|entry| entry.outcome == oracles::Outcome::Unknown).count() as u64;
+        println!(
+            "round {:3}: {:5.1} s, {:6} commits, {:7} changes, {:4} in doubt, at rest after {:.1} s",
+            self.round,
+            began.elapsed().as_secs_f64(),
+            verdict.commits,
+            verdict.changes,
+            evidence.ledger.iter().filter(|entry| entry.outcome == oracles::Outcome::Unknown).count(),
+            rested.as_secs_f64(),
+        );
+        drop(evidence);
+        for mut story in stories {
+            story.turn_the_page();
+        }
+        violations
+    }
+
+    /// Writes this round's marker and waits until every reader has it, and nothing else.
+    async fn rest(&self, client: &Client) -> (Duration, Option<String>) {
+        let began = Instant::now();
+        client.batch_execute(&format!("insert into marker values ({})", self.round)).await.unwrap();
+        let marker = format!("{{\"round\":{}}}", self.round);
+        loop {
+            let lagging: Vec<String> = self
+                .stage
+                .readers
+                .iter()
+                .filter_map(|reader| {
+                    let story = reader.story.lock().unwrap();
+                    let there = story.tables.get("public.marker").is_some_and(|rows| rows.contains_key(&*marker));
+                    let told = format!("{} stands at {:?}", story.name, story.cursor);
+                    (!(there && story.ready && story.cursor.is_some())).then_some(told)
+                })
+                .collect();
+            if lagging.is_empty() {
+                return (began.elapsed(), None);
+            }
+            if began.elapsed() > REST_PATIENCE {
+                let late = format!("not told within {REST_PATIENCE:?} of the last commit: {}", lagging.join(", "));
+                return (began.elapsed(), Some(late));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// What PostgreSQL holds, by its own account.
+    async fn gather(&mut self, client: &Client, evidence: &mut Evidence<'_>) {
+        evidence.tables = gather::rows(client, &WATCHED).await;
+        (evidence.decoded, self.decoded_until) = gather::decoded(client, &self.decoded_until).await;
+        evidence.numbered = gather::numbered(client).await;
+    }
+
+    fn report(&self, took: Duration) {
+        self.end.cancel();
+        let totals = &self.totals;
+        println!("in {:.0} s, {} rounds:", took.as_secs_f64(), self.round);
+        println!("  {} commits with {} changes", totals.commits, totals.changes);
+        println!("  {} transactions failed as PostgreSQL has it, {} were left in doubt", totals.failed, totals.unknown);
+        for (what, count) in self.stage.done.lock().unwrap().iter() {
+            println!("  {count} × {what}");
+        }
+        for reader in &self.stage.readers {
+            let story = reader.story.lock().unwrap();
+            let (connections, resets) = (*reader.connections.lock().unwrap(), &story.resets);
+            println!(
+                "  {} was told {} changes over {connections} connections, resets {resets:?}",
+                story.name, story.changes
+            );
+        }
+        for (what, value) in &totals.most {
+            println!("  at most: {what}: {value}");
+        }
+    }
+}
+
+async fn session(url: &str) -> Client {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await.expect("PostgreSQL is up");
+    tokio::spawn(connection);
+    client
+}
