@@ -1,16 +1,24 @@
 //! The command `check`: says what is wrong between here and the database, and how to mend it. It changes nothing.
 
 use std::fmt;
+use std::time::Duration;
 
 use anyhow::Result;
 use tokio_postgres::Client;
 
+use crate::config::{KEPT_BY_DEFAULT, Kept};
 use crate::install::{self, STEPS};
 use crate::listener::Listener;
 use crate::log::told;
 
 /// The oldest PostgreSQL that has what the log is made of (`xid8`, `pg_snapshot`), as `server_version_num`.
 const VERSION_LEAST: i32 = 130_000;
+
+/// The tables that grow and shrink with the log.
+const LOG_TABLES: &[&str] = &["log", "mark", "commit", "forgotten"];
+
+/// So many deleted rows wait for autovacuum at any time; it is told to come for 20,000 of a table (`sql/05_retention.sql`).
+const DEAD_ROWS_FEW: i64 = 500_000;
 
 /// One thing looked at.
 pub struct Finding {
@@ -217,15 +225,34 @@ async fn look_at_tables(client: &Client, findings: &mut Vec<Finding>) -> Result<
 }
 
 async fn look_at_log(client: &Client, findings: &mut Vec<Finding>) -> Result<()> {
-    let sql = "select look.epoch, look.oldest, look.head from switchboard.look(0) as look";
-    let Ok(log) = client.query_one(sql, &[]).await else { return Ok(()) };
+    let sql = "select look.epoch, look.oldest, look.head, look.bytes,
+                      greatest(extract(epoch from now() - look.oldest_at), 0)::float8,
+                      (select sum(pg_total_relation_size(oid))::bigint from pg_class where relkind = 'r' and relname = any ($1)
+                                                            and relnamespace = 'switchboard'::regnamespace),
+                      (select coalesce(sum(n_dead_tup), 0)::bigint from pg_stat_all_tables
+                       where schemaname = 'switchboard' and relname = any ($1))
+               from switchboard.look(0, null, 0) as look";
+    let Ok(log) = client.query_one(sql, &[&LOG_TABLES]).await else { return Ok(()) };
     let (epoch, oldest, head): (Option<&str>, Option<i64>, Option<i64>) = (log.get(0), log.get(1), log.get(2));
-    findings.push(match (epoch, oldest, head) {
-        (Some(epoch), Some(oldest), Some(head)) => {
-            good(format!("the log holds positions {oldest} to {head} of epoch {epoch}"))
+    if let (Some(epoch), Some(oldest), Some(head)) = (epoch, oldest, head) {
+        let (bytes, disk_bytes, dead): (i64, i64, i64) = (log.get(3), log.get(5), log.get(6));
+        let age = Duration::from_secs_f64(log.get(4));
+        findings.push(good(format!(
+            "the log holds positions {oldest} to {head} of epoch {epoch}: {}, {} on disk; the oldest came {} s ago",
+            megabytes(bytes),
+            megabytes(disk_bytes),
+            age.as_secs()
+        )));
+        findings.extend(trimmed(&Kept { age, commits: head - oldest, bytes }));
+        if dead > DEAD_ROWS_FEW {
+            findings.push(note(
+                format!("{dead} rows of the log are deleted, and their space cannot be used again yet"),
+                "end transactions that are open for long (pg_stat_activity, by xact_start), and see that autovacuum is on",
+            ));
         }
-        _ => note("the log has no epoch yet", "the first gateway that runs begins one"),
-    });
+    } else {
+        findings.push(note("the log has no epoch yet", "the first gateway that runs begins one"));
+    }
     // Marks that have no position yet: where there are old ones, no gateway is at work, and the log grows.
     let waiting = "select count(*), coalesce(extract(epoch from now() - min(at)), 0)::float8
                    from (select at from switchboard.mark
@@ -241,4 +268,27 @@ async fn look_at_log(client: &Client, findings: &mut Vec<Finding>) -> Result<()>
         }
     }
     Ok(())
+}
+
+/// A remark where the log holds far more than gateways keep by default.
+fn trimmed(log: &Kept) -> Option<Finding> {
+    let usual = KEPT_BY_DEFAULT;
+    // The newest commit always stays, however old.
+    let far =
+        log.commits > 0 && log.age > 2 * usual.age || log.commits > 2 * usual.commits || log.bytes > 2 * usual.bytes;
+    far.then(|| {
+        note(
+            format!(
+                "the log holds far more than {} s, {} commits or {}, which is what gateways keep by default",
+                usual.age.as_secs(),
+                usual.commits,
+                megabytes(usual.bytes)
+            ),
+            "without a gateway nothing trims it: run: switchboard serve; nothing to do where its --retain settings say so",
+        )
+    })
+}
+
+fn megabytes(bytes: i64) -> String {
+    format!("{:.1} MB", bytes as f64 / 1e6)
 }

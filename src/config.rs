@@ -140,6 +140,9 @@ pub struct GatewayArgs {
     /// How many commits the log keeps, 1 or more
     #[arg(long, env = "SWITCHBOARD_RETAIN_COMMITS_MAX", default_value = "1000000", value_name = "COUNT")]
     pub retain_commits_max: String,
+    /// How many bytes of the database the log takes, by one commit more at most, 1048576 or more
+    #[arg(long, env = "SWITCHBOARD_RETAIN_BYTES_MAX", default_value = "4294967296", value_name = "BYTES")]
+    pub retain_bytes_max: String,
 }
 
 /// The gateway's settings, checked.
@@ -167,10 +170,19 @@ pub struct Config {
     pub snapshot_bytes_max: u64,
     /// How many database connections catching-up subscribers share.
     pub readers_max: usize,
-    /// How long the log keeps a commit.
-    pub retain: Duration,
-    /// How many commits the log keeps.
-    pub retain_commits_max: i64,
+    /// What the log keeps.
+    pub retain: Kept,
+}
+
+/// What the log keeps: what is beyond one of these is forgotten, oldest first.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Kept {
+    /// Commits not older than this.
+    pub age: Duration,
+    /// So many commits.
+    pub commits: i64,
+    /// So many bytes, and the rest of the commit that exceeds them.
+    pub bytes: i64,
 }
 
 /// The web pages that may subscribe beside the gateway's own and those of this machine: without such a rule every page that is open in
@@ -300,8 +312,11 @@ impl GatewayArgs {
             history_bytes_max: mistakes.number("history-bytes-max", &self.history_bytes_max, 1 << 20, usize::MAX),
             snapshot_bytes_max: mistakes.number("snapshot-bytes-max", &self.snapshot_bytes_max, 1 << 20, u64::MAX),
             readers_max: mistakes.number("readers-max", &self.readers_max, 1, 100),
-            retain: Duration::from_secs(mistakes.number("retain-seconds", &self.retain_seconds, 1, u32::MAX.into())),
-            retain_commits_max: mistakes.number("retain-commits-max", &self.retain_commits_max, 1, i64::MAX),
+            retain: Kept {
+                age: Duration::from_secs(mistakes.number("retain-seconds", &self.retain_seconds, 1, u32::MAX.into())),
+                commits: mistakes.number("retain-commits-max", &self.retain_commits_max, 1, i64::MAX),
+                bytes: mistakes.number("retain-bytes-max", &self.retain_bytes_max, 1 << 20, i64::MAX),
+            },
         }
     }
 }
@@ -367,8 +382,14 @@ pub const MESSAGE_BYTES_MAX: usize = 64 << 10;
 pub const ANSWER_BYTES_MAX: usize = 256 << 10;
 /// How long a finished snapshot serves others who ask for the same.
 pub const SNAPSHOT_SHARED_FOR: Duration = Duration::from_secs(1);
+/// What the log keeps by default.
+pub const KEPT_BY_DEFAULT: Kept = Kept { age: Duration::from_secs(86_400), commits: 1_000_000, bytes: 4 << 30 };
 /// How many of the oldest commits one statement of retention forgets.
 pub const TRIM_COMMITS_MAX: i32 = 1_000;
+/// How many changes one statement of retention deletes.
+pub const TRIM_CHANGES_MAX: i32 = 10_000;
+/// After how many bytes of row values a statement of retention ends (one row may be larger).
+pub const TRIM_BYTES_MAX: i64 = 64 << 20;
 /// How often retention looks.
 pub const TRIM_EVERY: Duration = Duration::from_secs(5);
 
@@ -418,6 +439,11 @@ mod tests {
         }
         assert!(gateway(&["--origins", "*"]).0.origins.allow("null", "x"));
         assert_eq!(gateway(&["--origins", "app.example"]).1.0.len(), 1);
+    }
+
+    #[test]
+    fn the_log_keeps_by_default_what_the_constant_says() {
+        assert_eq!(gateway(&[]).0.retain, KEPT_BY_DEFAULT);
     }
 
     #[test]

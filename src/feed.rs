@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::change::{Cursor, Place};
 use crate::config::{
     Config, FOLLOW_PATIENCE, GATHER, LINK_CHECK_EVERY, LOOK_EVERY, RECONNECT_FIRST, RECONNECT_MOST, SPEAK_EVERY,
-    TRIM_COMMITS_MAX, TRIM_EVERY,
+    TRIM_EVERY,
 };
 use crate::hub::Hub;
 use crate::listener::{Listener, Rang};
@@ -22,8 +22,8 @@ use crate::log::{Log, Page, Word};
 use crate::metrics::Metrics;
 use crate::role::Role;
 
-/// How many batches of old commits one look of retention forgets at most.
-const TRIM_BATCHES_MAX: usize = 100;
+/// How many slices of old commits one look of retention forgets at most.
+const TRIM_SLICES_MAX: usize = 100;
 
 /// How many times [`GATHER`] the feed waits at most while it may not fall asleep.
 const SLEEPLESS_MAX: u32 = 20;
@@ -144,7 +144,9 @@ impl Feed {
     /// Fails where the positions do not go on, so that the next session opens the log anew.
     async fn look_behind(&self) -> Result<()> {
         let at = self.at.context("the feed opened the log before")?;
-        match self.log.look(at.cursor.position).await?.refusal(at.cursor) {
+        let extent = self.log.look(at.cursor.position).await?;
+        self.metrics.looked(&extent);
+        match extent.refusal(at.cursor) {
             Some(reason) => bail!("the log was replaced: position {} is not in it any more ({reason})", at.cursor),
             None => Ok(()),
         }
@@ -291,10 +293,10 @@ impl Drop for Retention {
 }
 
 async fn trim(config: &Config, log: &Log, metrics: &Metrics) -> Result<()> {
-    for _ in 0..TRIM_BATCHES_MAX {
-        let forgotten = log.trim(config.retain, config.retain_commits_max).await?;
-        metrics.forgotten(forgotten);
-        if forgotten < i64::from(TRIM_COMMITS_MAX) {
+    for _ in 0..TRIM_SLICES_MAX {
+        let trimmed = log.trim(&config.retain).await?;
+        metrics.forgotten(trimmed.commits);
+        if !trimmed.more {
             break;
         }
     }

@@ -39,6 +39,8 @@ struct State {
     bytes_max: usize,
     /// Whether a commit is being published in parts.
     unfinished: bool,
+    /// Why the positions did not go on when they last did not.
+    reason: Arc<str>,
 }
 
 /// What subscriptions of one kind share.
@@ -114,6 +116,7 @@ impl Hub {
             bytes: 0,
             bytes_max: history_bytes_max,
             unfinished: false,
+            reason: "new".into(),
         };
         Hub { state: Mutex::new(state), head: watch::Sender::new(None), database_up: watch::Sender::new(false) }
     }
@@ -137,8 +140,9 @@ impl Hub {
     pub fn begin_at(&self, cursor: Cursor, reason: &str) {
         let mut state = self.lock();
         state.unfinished = false;
-        let reason: Arc<str> = reason.into();
-        for topic in state.topics.drain().map(|(_, topic)| topic) {
+        state.reason = reason.into();
+        let State { topics, reason, .. } = &mut *state;
+        for topic in topics.drain().map(|(_, topic)| topic) {
             topic.lock().reset = Some(reason.clone());
             topic.news.send_modify(|_| {});
         }
@@ -203,6 +207,11 @@ impl Hub {
             .clone();
         let (next, last) = topic.lock().join();
         Some(Joined { topic, next, head, last })
+    }
+
+    /// Why the last life of the positions ended: for those who followed it, and find themselves in the next.
+    pub fn reason(&self) -> Arc<str> {
+        self.lock().reason.clone()
     }
 
     /// How many bytes all histories hold, and how many kinds there are.

@@ -1,4 +1,4 @@
-//! The log: every statement that gateways send to PostgreSQL's side of it (`sql/03_feed.sql`), over a pool.
+//! The log: every statement that gateways send to PostgreSQL's side of it (`sql/03_feed.sql`, `sql/05_retention.sql`), over a pool.
 //!
 //! It reads in pages bounded in rows and bytes and checks that they join without a hole. Statements are unnamed, so that they also
 //! work through a pooler. When to number, and what to do with what was read, it leaves to others.
@@ -17,7 +17,8 @@ use tokio_postgres::{NoTls, Row};
 
 use crate::change::{Change, Cursor, Epoch, Op, Part, Place, Position, Table, TableName};
 use crate::config::{
-    FRAME_BYTES_MAX, LINK_PATIENCE, PAGE_BYTES_MAX, PAGE_CHANGES_MAX, STATEMENT_PATIENCE, TRIM_COMMITS_MAX,
+    FRAME_BYTES_MAX, Kept, LINK_PATIENCE, PAGE_BYTES_MAX, PAGE_CHANGES_MAX, STATEMENT_PATIENCE, TRIM_BYTES_MAX,
+    TRIM_CHANGES_MAX, TRIM_COMMITS_MAX,
 };
 
 /// A way to the log of one database.
@@ -25,6 +26,15 @@ use crate::config::{
 pub struct Log {
     pool: Pool,
     tables: Arc<Mutex<Tables>>,
+    oldest: Arc<Mutex<Hint>>,
+}
+
+/// The oldest position that was seen, and its epoch: the oldest of now is that or a later one. Looking for it starts here, and need not
+/// step over what retention left behind.
+#[derive(Clone, Default)]
+struct Hint {
+    epoch: Option<String>,
+    position: Position,
 }
 
 type Tables = HashMap<i32, Arc<Table>>;
@@ -38,6 +48,8 @@ pub struct Extent {
     pub head: Cursor,
     /// The position that was asked about, as the log knows it.
     pub asked: Option<Cursor>,
+    /// How many bytes of the database the log takes, about.
+    pub bytes: i64,
 }
 
 impl Extent {
@@ -51,6 +63,21 @@ impl Extent {
             Some(_) => None,
         }
     }
+
+    /// How many commits the log holds.
+    pub fn commits(&self) -> i64 {
+        // Position 0 is no commit.
+        self.head.position - self.oldest.position.max(1) + 1
+    }
+}
+
+/// What one slice of retention did.
+#[derive(Clone, Copy, Debug)]
+pub struct Trimmed {
+    /// How many commits were forgotten.
+    pub commits: i64,
+    /// There may be more to do.
+    pub more: bool,
 }
 
 /// What a page of the log holds.
@@ -105,12 +132,12 @@ impl Log {
             .recycle_timeout(Some(LINK_PATIENCE))
             .build()
             .expect("a pool with a runtime takes time-outs");
-        Log { pool, tables: Arc::default() }
+        Log { pool, tables: Arc::default(), oldest: Arc::default() }
     }
 
-    /// The same log over connections of its own; what is known of tables is shared.
+    /// The same log over connections of its own; what is known of it is shared.
     pub fn with_connections(&self, database: &tokio_postgres::Config, connections_max: usize) -> Log {
-        Log { tables: self.tables.clone(), ..Log::new(database, connections_max) }
+        Log { tables: self.tables.clone(), oldest: self.oldest.clone(), ..Log::new(database, connections_max) }
     }
 
     /// A connection from the pool, waiting for one that is free.
@@ -135,23 +162,41 @@ impl Log {
 
     /// Begins a new epoch where the log cannot go on (a restored dump, another cluster); returns the reason then.
     pub async fn open(&self) -> Result<Option<String>> {
+        // A server that took over may not have the last of what retention did.
+        *self.lock_oldest() = Hint::default();
         Ok(self.query_one("select switchboard.open()", &[]).await?.try_get(0)?)
     }
 
     /// Where the log begins and ends, and what it knows of the position `asked`.
     pub async fn look(&self, asked: Position) -> Result<Extent> {
-        let sql = "select epoch, oldest, oldest_nonce, head, head_nonce, asked_nonce from switchboard.look($1)";
-        let row = self.query_one(sql, &[(&asked, Type::INT8)]).await?;
-        let epoch: Option<&str> = row.try_get(0)?;
-        let epoch: Epoch = epoch
+        let connection = self.connection().await?;
+        let extent = self.look_on(&connection, asked).await?;
+        connection.give_back();
+        Ok(extent)
+    }
+
+    /// The same as a transaction sees it.
+    pub async fn look_on(&self, connection: &Borrowed, asked: Position) -> Result<Extent> {
+        let sql = "select epoch, oldest, oldest_nonce, head, head_nonce, asked_nonce, bytes from switchboard.look($1, $2, $3)";
+        let hint = self.lock_oldest().clone();
+        let values: &[(&(dyn ToSql + Sync), Type)] =
+            &[(&asked, Type::INT8), (&hint.epoch, Type::TEXT), (&hint.position, Type::INT8)];
+        let rows = within(STATEMENT_PATIENCE, connection.query_typed(sql, values)).await?;
+        let row = rows.first().context("the log has no end")?;
+        let name: Option<String> = row.try_get(0)?;
+        let epoch: Epoch = name
+            .as_ref()
             .and_then(|name| name.parse().ok())
             .context("the log has no epoch; run \"switchboard install\", then \"switchboard check\"")?;
         let cursor = |position, nonce: i32| Cursor { epoch, position, nonce: nonce.unsigned_abs() };
-        Ok(Extent {
+        let extent = Extent {
             oldest: cursor(row.try_get(1)?, row.try_get(2)?),
             head: cursor(row.try_get(3)?, row.try_get(4)?),
             asked: row.try_get::<_, Option<i32>>(5)?.map(|nonce| cursor(asked, nonce)),
-        })
+            bytes: row.try_get(6)?,
+        };
+        *self.lock_oldest() = Hint { epoch: name, position: extent.oldest.position };
+        Ok(extent)
     }
 
     /// Gives what became visible its positions.
@@ -249,14 +294,34 @@ impl Log {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Forgets some of the oldest commits: what is older than `age`, and what is more than `commits_kept` behind the head.
-    /// Returns how many; [`TRIM_COMMITS_MAX`] means that there may be more.
-    pub async fn trim(&self, age: Duration, commits_kept: i64) -> Result<i64> {
-        let seconds = age.as_secs_f64();
-        let sql = "select switchboard.trim(make_interval(secs => $1), $2, $3)";
-        let values: &[(&(dyn ToSql + Sync), Type)] =
-            &[(&seconds, Type::FLOAT8), (&commits_kept, Type::INT8), (&TRIM_COMMITS_MAX, Type::INT4)];
-        Ok(self.query_one(sql, values).await?.try_get(0)?)
+    fn lock_oldest(&self) -> std::sync::MutexGuard<'_, Hint> {
+        self.oldest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets a slice of the oldest commits that need not be `kept`, or goes on with the changes of one that was begun.
+    pub async fn trim(&self, kept: &Kept) -> Result<Trimmed> {
+        let seconds = kept.age.as_secs_f64();
+        let hint = self.lock_oldest().clone();
+        let sql = "select forgotten, more, oldest from switchboard.trim(make_interval(secs => $1), $2, $3, $4, $5, $6, $7, $8)";
+        let values: &[(&(dyn ToSql + Sync), Type)] = &[
+            (&seconds, Type::FLOAT8),
+            (&kept.commits, Type::INT8),
+            (&kept.bytes, Type::INT8),
+            (&TRIM_COMMITS_MAX, Type::INT4),
+            (&TRIM_CHANGES_MAX, Type::INT4),
+            (&TRIM_BYTES_MAX, Type::INT8),
+            (&hint.epoch, Type::TEXT),
+            (&hint.position, Type::INT8),
+        ];
+        let row = self.query_one(sql, values).await?;
+        if let Some(oldest) = row.try_get::<_, Option<Position>>(2)? {
+            let mut known = self.lock_oldest();
+            // Unless the epoch that was trimmed is not, or no longer, the one that is known.
+            if known.epoch.is_some() && known.epoch == hint.epoch {
+                known.position = known.position.max(oldest);
+            }
+        }
+        Ok(Trimmed { commits: row.try_get(0)?, more: row.try_get(1)? })
     }
 }
 

@@ -14,6 +14,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::change::Part;
 use crate::hub::Hub;
+use crate::log::Extent;
 use crate::protocol::Close;
 
 /// How often a database that stays away is mentioned again.
@@ -28,6 +29,10 @@ pub struct Metrics {
     commits: Counter,
     changes: Counter,
     position: Gauge,
+    log_oldest_position: Gauge,
+    log_newest_position: Gauge,
+    log_commits: Gauge,
+    log_bytes: Gauge,
     database_up: Gauge,
     leads: Gauge,
     stand_ins: Counter,
@@ -56,6 +61,10 @@ impl Default for Metrics {
             commits: Counter::default(),
             changes: Counter::default(),
             position: Gauge::default(),
+            log_oldest_position: Gauge::default(),
+            log_newest_position: Gauge::default(),
+            log_commits: Gauge::default(),
+            log_bytes: Gauge::default(),
             database_up: Gauge::default(),
             leads: Gauge::default(),
             stand_ins: Counter::default(),
@@ -86,6 +95,10 @@ impl Metrics {
         registry.register("commits", "Commits published", self.commits.clone());
         registry.register("changes", "Changes published", self.changes.clone());
         registry.register("position", "The newest position published", self.position.clone());
+        registry.register("log_oldest_position", "The oldest position in the log", self.log_oldest_position.clone());
+        registry.register("log_newest_position", "The newest position in the log", self.log_newest_position.clone());
+        registry.register("log_commits", "Commits that the log holds", self.log_commits.clone());
+        registry.register_with_unit("log", "What the log takes of the database", Unit::Bytes, self.log_bytes.clone());
         registry.register("database_up", "Whether the feed has its PostgreSQL", self.database_up.clone());
         registry.register("leads", "Whether this gateway numbers for all", self.leads.clone());
         registry.register(
@@ -171,6 +184,14 @@ impl Metrics {
                  until it is gone: stop that gateway, and let all gateways use one role"
             );
         }
+    }
+
+    /// The feed looked where the log begins and ends.
+    pub fn looked(&self, extent: &Extent) {
+        self.log_oldest_position.set(extent.oldest.position);
+        self.log_newest_position.set(extent.head.position);
+        self.log_commits.set(extent.commits());
+        self.log_bytes.set(extent.bytes);
     }
 
     /// Retention forgot commits.

@@ -16,7 +16,7 @@ use futures_util::TryStreamExt;
 use tokio::sync::{Notify, watch};
 use tokio_postgres::types::Type;
 
-use crate::change::{Epoch, Position, Table};
+use crate::change::{Cursor, Epoch, Position, Table};
 use crate::config::{SNAPSHOT_SHARED_FOR, STATEMENT_PATIENCE, WRITE_BYTES_MAX};
 use crate::log::{Borrowed, Log, Visible, Word, within};
 use crate::protocol::{RowsFrame, Selection};
@@ -131,13 +131,13 @@ impl Snapshots {
             begin.push_str(&format!("; lock table {} in access share mode", source(table)));
         }
         within(STATEMENT_PATIENCE, connection.batch_execute(&begin)).await?;
-        let sql = "select pg_current_snapshot()::text, epoch, head from switchboard.look(0)";
-        let row =
-            within(STATEMENT_PATIENCE, connection.query_typed(sql, &[])).await?.pop().context("the log has no end")?;
+        let sql = "select pg_current_snapshot()::text";
+        let row = within(STATEMENT_PATIENCE, connection.query_typed(sql, &[]))
+            .await?
+            .pop()
+            .context("no snapshot came back")?;
         let visible = Visible::parse(row.try_get(0)?).context("PostgreSQL gave no snapshot")?;
-        let epoch: Option<&str> = row.try_get(1)?;
-        let epoch = epoch.and_then(|name| name.parse().ok()).context("the log has no epoch")?;
-        let head = row.try_get(2)?;
+        let Cursor { epoch, position: head, .. } = self.readers.look_on(&connection, 0).await?.head;
         // After this, whatever the rows hold has a position.
         let numbered = self.numbering.number().await?;
         if numbered.commits > 0 {

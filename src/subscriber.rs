@@ -401,7 +401,7 @@ impl Subscriber {
     async fn join(&mut self) -> Result<Joined, End> {
         match self.shared.hub.join(&self.kind) {
             Some(joined) if joined.head.life == self.life => Ok(joined),
-            _ => Err(End::Reset { reason: "nonce".into(), oldest: None }),
+            _ => Err(End::Reset { reason: self.shared.hub.reason(), oldest: None }),
         }
     }
 

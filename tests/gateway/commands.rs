@@ -316,6 +316,27 @@ async fn check_finds_a_trigger_that_is_off_or_gone_and_watch_mends_it() {
 }
 
 #[tokio::test]
+async fn check_says_how_large_the_log_is_and_notes_that_nobody_trims_it() {
+    let db = Database::with_switch().await;
+    db.run(&["insert into switch (name) values ('a')", "insert into switch (name) values ('b')"]).await;
+    let gateway = Gateway::start(&db).await;
+    until("both have a position", async || gateway.metric("switchboard_log_newest_position").await == 2.0).await;
+    gateway.stop().await;
+
+    let small = done(&db, &["check"]).await;
+    db.run(&["update switchboard.commit set at = now() - interval '3 days', bytes_end = position * 5e9"]).await;
+    let large = done(&db, &["check"]).await;
+
+    let epoch: String = db.value("select name from switchboard.epoch").await;
+    assert!(small.contains(&format!("good   the log holds positions 0 to 2 of epoch {epoch}: 0.0 MB, 0.")), "{small}");
+    assert!(!small.contains("far more"), "{small}");
+    assert!(large.contains(": 10000.0 MB, 0."), "{large}");
+    assert!(large.contains(" MB on disk; the oldest came 25920"), "{large}");
+    assert!(large.contains("note   the log holds far more than 86400 s, 1000000 commits or 4295.0 MB"), "{large}");
+    assert!(large.contains("run: switchboard serve"), "{large}");
+}
+
+#[tokio::test]
 async fn check_notes_a_table_that_was_dropped() {
     let db = Database::with_switch().await;
     db.run(&["drop table switch"]).await;

@@ -15,6 +15,7 @@ mod hostile;
 mod oracles;
 mod order;
 mod resume;
+mod retention;
 mod snapshots;
 mod statements;
 mod stopping;
