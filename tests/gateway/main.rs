@@ -9,6 +9,7 @@ mod cuts;
 mod delivery;
 mod doorbell;
 mod drill;
+mod epochs;
 mod gateways;
 mod harness;
 mod hostile;

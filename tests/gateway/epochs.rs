@@ -1,0 +1,322 @@
+//! Positions mean nothing in another life of the log: a restored copy, a cluster that went back in time, a standby that was
+//! promoted without the last transactions. Whoever stands at such a position is told, and begins anew.
+
+use std::os::unix::fs::{MetadataExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use serde_json::Value;
+use switchboard::config;
+use switchboard::local::{LocalServer, Options};
+use tokio::process::Command;
+use tokio_postgres::Client as Session;
+
+use crate::harness::{Client, Database, Gateway, Server, connect, soon, until};
+
+async fn numbers(db: &Database) {
+    db.run(&["create table number (n int primary key)"]).await;
+    db.watch("number").await;
+}
+
+async fn insert(session: &Session, numbers: std::ops::Range<i32>) {
+    for number in numbers {
+        session.batch_execute(&format!("insert into number values ({number})")).await.unwrap();
+    }
+}
+
+/// The numbers of the next commits, one each.
+async fn next_numbers(client: &mut Client, count: usize) -> Vec<i64> {
+    let mut numbers = Vec::new();
+    while numbers.len() < count {
+        numbers.push(client.changes().await[0]["new"]["n"].as_i64().unwrap());
+    }
+    numbers
+}
+
+async fn snapshot_numbers(client: &mut Client) -> Vec<i64> {
+    let (rows, commits) = soon("the snapshot", client.snapshot()).await;
+    let told = commits.iter().flat_map(|commit| commit["changes"].as_array().unwrap()).map(|change| &change["new"]);
+    let mut numbers: Vec<i64> = rows.iter().chain(told).map(|row| row["n"].as_i64().unwrap()).collect();
+    numbers.sort_unstable();
+    numbers
+}
+
+/// The reason of the reset that a cursor gets, with what the client is given instead.
+async fn refused(gateway: &Gateway, cursor: &str) -> (Value, Vec<i64>) {
+    let mut client = gateway.subscribe(&format!("table=number&from={cursor}")).await;
+    let reset = client.next_of("reset", &["hello", "status"]).await;
+    (reset["reason"].clone(), snapshot_numbers(&mut client).await)
+}
+
+/// Waits for the reset of a client that stayed connected; its reason.
+async fn reset(client: &mut Client) -> Value {
+    soon("the reset", client.next_of("reset", &["status", "position"])).await["reason"].clone()
+}
+
+async fn resume(gateway: &Gateway, cursor: &str) -> Client {
+    let mut client = gateway.subscribe(&format!("table=number&from={cursor}")).await;
+    client.next_of("hello", &[]).await;
+    client.cursor = Some(cursor.to_owned());
+    client
+}
+
+/// Ends every session of the gateways.
+async fn cut_off(db: &Database) {
+    db.run(&["select pg_terminate_backend(pid) from pg_stat_activity
+              where application_name = 'switchboard' and datname = current_database()"])
+        .await;
+}
+
+async fn reason(session: &Session) -> String {
+    session.query_one("select reason from switchboard.epoch", &[]).await.unwrap().get(0)
+}
+
+#[tokio::test]
+async fn a_dump_that_is_restored_into_another_cluster_begins_a_new_epoch() {
+    let (old, new) = (Server::start(&[]).await, Server::start(&[]).await);
+    let (dump, psql) = (old.0.programs().dir.join("pg_dump"), old.0.programs().dir.join("psql"));
+    if !dump.is_file() || !psql.is_file() {
+        return eprintln!("skipped: this installation of PostgreSQL has no pg_dump and psql");
+    }
+    let db = old.database().await;
+    numbers(&db).await;
+    let gateway = Gateway::start(&db).await;
+    let mut client = gateway.follow("table=number").await;
+    insert(&db, 0..3).await;
+    next_numbers(&mut client, 2).await;
+    let cursor = client.cursor.clone().unwrap();
+
+    let admin = connect(&new.0.url("postgres")).await;
+    admin.batch_execute("create database copy").await.unwrap();
+    let mut dumping = Command::new(dump).arg(&db.url).stdout(Stdio::piped()).spawn().unwrap();
+    let text: Stdio = dumping.stdout.take().unwrap().try_into().unwrap();
+    let mut restoring = Command::new(psql);
+    restoring.args(["--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1", "--dbname", &new.0.url("copy")]);
+    let restored = soon("the dump is restored", restoring.stdin(text).stdout(Stdio::null()).status()).await.unwrap();
+    assert!(restored.success() && soon("the dump ends", dumping.wait()).await.unwrap().success());
+    let copy = connect(&new.0.url("copy")).await;
+    let another = Gateway::launch(config::database_config(&new.0.url("copy"), None).unwrap(), |_| {}).await;
+    another.ready().await;
+
+    assert_eq!(reason(&copy).await, "the log was brought into another cluster");
+    assert_eq!(refused(&another, &cursor).await, ("epoch".into(), vec![0, 1, 2]));
+    let mut follower = another.follow("table=number").await;
+    insert(&copy, 3..5).await;
+    assert_eq!(next_numbers(&mut follower, 2).await, [3, 4], "new changes flow");
+    // And the original goes on as if nothing had been.
+    insert(&db, 10..11).await;
+    assert_eq!(next_numbers(&mut resume(&gateway, &cursor).await, 2).await, [2, 10]);
+}
+
+#[tokio::test]
+async fn an_epoch_that_cannot_go_on_ends_for_every_gateway_and_says_why() {
+    for (change, expected) in [
+        // As after pg_upgrade, which makes a new cluster around the old data.
+        (
+            "update switchboard.epoch set system_identifier = system_identifier + 1",
+            "the log was brought into another cluster",
+        ),
+        (
+            "update switchboard.commit set snapshot = '4000000000:4000000000:'
+             where position = (select max(position) from switchboard.commit)",
+            "transaction numbers went backwards",
+        ),
+    ] {
+        let db = Database::new().await;
+        numbers(&db).await;
+        let (one, two) = (Gateway::start(&db).await, Gateway::start(&db).await);
+        let mut clients = [one.follow("table=number").await, two.follow("table=number").await];
+        insert(&db, 0..3).await;
+        for client in &mut clients {
+            next_numbers(client, 3).await;
+        }
+        let cursor = clients[0].cursor.clone().unwrap();
+
+        db.run(&[change]).await;
+        cut_off(&db).await;
+
+        for client in &mut clients {
+            assert_eq!(reset(client).await, "epoch");
+            assert_eq!(snapshot_numbers(client).await, [0, 1, 2], "{expected}");
+        }
+        assert_eq!(reason(&db).await, expected);
+        assert_eq!(refused(&one, &cursor).await, ("epoch".into(), vec![0, 1, 2]));
+        assert_eq!(refused(&two, &cursor).await, ("epoch".into(), vec![0, 1, 2]));
+        insert(&db, 3..5).await;
+        for client in &mut clients {
+            assert_eq!(next_numbers(client, 2).await, [3, 4]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_gateway_whose_sessions_live_on_notices_the_epoch_that_another_one_began() {
+    let db = Database::new().await;
+    numbers(&db).await;
+    let one = Gateway::start(&db).await;
+    let mut client = one.follow("table=number").await;
+    insert(&db, 0..3).await;
+    next_numbers(&mut client, 3).await;
+
+    db.run(&["update switchboard.epoch set system_identifier = 1"]).await;
+    let two = Gateway::start(&db).await;
+
+    reset(&mut client).await;
+    assert_eq!(snapshot_numbers(&mut client).await, [0, 1, 2]);
+    let mut other = two.follow("table=number").await;
+    insert(&db, 3..4).await;
+    for client in [&mut client, &mut other] {
+        assert_eq!(next_numbers(client, 1).await, [3]);
+    }
+}
+
+/// A streaming standby of a server, and how to reach both.
+struct Standby {
+    server: LocalServer,
+    /// A session on it.
+    session: Session,
+    /// Both servers, for a client that wants the one that takes writes.
+    both: String,
+}
+
+impl Standby {
+    /// A copy of the server that follows it, in a database of the same name. `None` where this installation cannot make one.
+    async fn of(primary: &Server, db: &Database) -> Option<Standby> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let backup = primary.0.programs().dir.join("pg_basebackup");
+        if !backup.is_file() {
+            eprintln!("skipped: this installation of PostgreSQL has no pg_basebackup");
+            return None;
+        }
+        let from = PathBuf::from(db.value::<String>("select current_setting('data_directory')").await);
+        let dir = std::env::temp_dir().join(format!("switchboard-test-{}-standby-{number}", std::process::id()));
+        std::fs::create_dir(&dir).unwrap();
+        let mut copying = Command::new(backup);
+        copying.args([
+            "--write-recovery-conf",
+            "--checkpoint=fast",
+            "--no-sync",
+            "--dbname",
+            &primary.0.url("postgres"),
+        ]);
+        let copied = soon("the copy", copying.arg("--pgdata").arg(dir.join("data")).status()).await.unwrap();
+        assert!(copied.success());
+        std::fs::write(dir.join("lock"), "").unwrap();
+        std::fs::copy(from.with_file_name("password"), dir.join("password")).unwrap();
+        give(&dir, &from.metadata().unwrap());
+
+        let settings = [("max_connections", "400"), ("shared_buffers", "64MB")];
+        let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+        let options = Options { dir, settings, durable: false, keep: false };
+        let server = LocalServer::start(options, |_| {}).await.unwrap();
+        let name: String = db.value("select current_database()::text").await;
+        let url = server.url(&name);
+        let second = url.split(['@', '/']).find(|part| part.starts_with("127.")).unwrap().to_owned();
+        let both = db.url.replace(&format!("/{name}"), &format!(",{second}/{name}?target_session_attrs=read-write"));
+        Some(Standby { session: connect(&url).await, server, both })
+    }
+
+    /// Waits until it has replayed what the primary wrote so far.
+    async fn catch_up(&self, db: &Database) {
+        let written: String = db.value("select pg_current_wal_lsn()::text").await;
+        let replayed = format!("select pg_last_wal_replay_lsn() >= '{written}'");
+        until("the standby has everything", async || self.ask(&replayed).await).await;
+    }
+
+    /// From here on nothing that the primary writes arrives.
+    async fn stop_receiving(&self) {
+        self.session.batch_execute("alter system set primary_conninfo = ''").await.unwrap();
+        self.session.batch_execute("select pg_reload_conf()").await.unwrap();
+        let gone = "select not exists (select from pg_stat_activity where backend_type = 'walreceiver')";
+        until("the standby receives no more", async || self.ask(gone).await).await;
+    }
+
+    async fn promote(&self) {
+        assert!(self.ask("select pg_promote(true)").await, "the standby is promoted");
+    }
+
+    async fn ask(&self, sql: &str) -> bool {
+        self.session.query_one(sql, &[]).await.unwrap().get(0)
+    }
+}
+
+/// Gives a folder to the user that the servers run as.
+fn give(path: &Path, like: &std::fs::Metadata) {
+    chown(path, Some(like.uid()), Some(like.gid())).unwrap();
+    if path.is_dir() && !path.is_symlink() {
+        for entry in std::fs::read_dir(path).unwrap() {
+            give(&entry.unwrap().path(), like);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_that_lost_commits_resets_those_who_had_seen_them_and_nobody_else() {
+    let mut primary = Server::start(&[]).await;
+    let db = primary.database().await;
+    numbers(&db).await;
+    let Some(standby) = Standby::of(&primary, &db).await else { return };
+    let gateway = Gateway::launch(config::database_config(&standby.both, None).unwrap(), |_| {}).await;
+    gateway.ready().await;
+    let mut client = gateway.follow("table=number").await;
+    insert(&db, 0..3).await;
+    next_numbers(&mut client, 2).await;
+    let old = client.cursor.clone().unwrap();
+    next_numbers(&mut client, 1).await;
+    let newest_kept = client.cursor.clone().unwrap();
+    standby.catch_up(&db).await;
+    standby.stop_receiving().await;
+    insert(&db, 100..103).await;
+    assert_eq!(next_numbers(&mut client, 1).await, [100]);
+    let lost_early = client.cursor.clone().unwrap();
+    assert_eq!(next_numbers(&mut client, 2).await, [101, 102]);
+    let lost = client.cursor.clone().unwrap();
+
+    primary.0.kill().await.unwrap();
+    standby.promote().await;
+
+    // Who stayed connected and has seen what is lost:
+    assert_eq!(reset(&mut client).await, "future");
+    assert_eq!(snapshot_numbers(&mut client).await, [0, 1, 2]);
+    // Who comes back from a commit that is lost:
+    assert_eq!(refused(&gateway, &lost).await, ("future".into(), vec![0, 1, 2]));
+    // And when as many new commits have the same positions again:
+    insert(&standby.session, 3..6).await;
+    assert_eq!(next_numbers(&mut client, 3).await, [3, 4, 5]);
+    let position = |cursor: &str| cursor.split('.').nth(1).unwrap().to_owned();
+    assert_eq!(position(client.cursor.as_deref().unwrap()), position(&lost));
+    for cursor in [&lost_early, &lost] {
+        assert_eq!(refused(&gateway, cursor).await, ("nonce".into(), vec![0, 1, 2, 3, 4, 5]));
+    }
+    // Who had not seen what is lost goes on.
+    assert_eq!(next_numbers(&mut resume(&gateway, &old).await, 4).await, [2, 3, 4, 5]);
+    assert_eq!(next_numbers(&mut resume(&gateway, &newest_kept).await, 3).await, [3, 4, 5]);
+    assert_ne!(reason(&standby.session).await, "transaction numbers went backwards");
+    drop(standby.server);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_that_lost_nothing_costs_nobody_a_reset() {
+    let mut primary = Server::start(&[]).await;
+    let db = primary.database().await;
+    numbers(&db).await;
+    let Some(standby) = Standby::of(&primary, &db).await else { return };
+    let gateway = Gateway::launch(config::database_config(&standby.both, None).unwrap(), |_| {}).await;
+    gateway.ready().await;
+    let mut client = gateway.follow("table=number").await;
+    insert(&db, 0..3).await;
+    next_numbers(&mut client, 2).await;
+    let cursor = client.cursor.clone().unwrap();
+    next_numbers(&mut client, 1).await;
+    standby.catch_up(&db).await;
+
+    primary.0.kill().await.unwrap();
+    standby.promote().await;
+    insert(&standby.session, 3..5).await;
+
+    assert_eq!(next_numbers(&mut client, 2).await, [3, 4]);
+    assert_eq!(next_numbers(&mut resume(&gateway, &cursor).await, 3).await, [2, 3, 4]);
+    drop(standby.server);
+}
