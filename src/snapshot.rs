@@ -34,7 +34,9 @@ pub struct Snapshots {
     /// Wakes the feed, which is to bring what was numbered here.
     nudge: Arc<Notify>,
     bytes_max: u64,
-    recent: Mutex<HashMap<Selection, Arc<Snapshot>>>,
+    /// By what they hold, and in which life of the hub's positions they were begun: rows that were read in an earlier one may hold
+    /// commits that are lost.
+    recent: Mutex<HashMap<(Selection, u64), Arc<Snapshot>>>,
 }
 
 /// The rows of one reading, as frames.
@@ -90,19 +92,21 @@ impl Snapshots {
         Snapshots { readers, numbering, nudge, bytes_max, recent: Mutex::default() }
     }
 
-    /// The current rows: a reading that is under way or only just finished, or else a new one.
-    pub fn get(self: &Arc<Self>, selection: &Selection) -> Arc<Snapshot> {
+    /// The current rows: a reading that is under way or only just finished, or else a new one. `life` is that of the hub's positions
+    /// (see [`crate::hub::Head`]) that the stream behind the rows is to follow.
+    pub fn get(self: &Arc<Self>, selection: &Selection, life: u64) -> Arc<Snapshot> {
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         recent.retain(|_, snapshot| match &snapshot.progress.borrow().end {
             None => true,
             Some((ended, Ok(_))) => ended.elapsed() < SNAPSHOT_SHARED_FOR,
             Some((_, Err(_))) => false,
         });
-        if let Some(snapshot) = recent.get(selection) {
+        let wanted = (selection.clone(), life);
+        if let Some(snapshot) = recent.get(&wanted) {
             return snapshot.clone();
         }
         let snapshot = Arc::new(Snapshot { frames: Mutex::default(), progress: watch::Sender::default() });
-        recent.insert(selection.clone(), snapshot.clone());
+        recent.insert(wanted, snapshot.clone());
         let (this, selection, reading) = (self.clone(), selection.clone(), snapshot.clone());
         // Not tied to the client that asked first: others may be waiting for it. Ends by itself, every step within its patience.
         tokio::spawn(async move {

@@ -240,9 +240,9 @@ impl Subscriber {
     }
 
     async fn send_rows(&mut self, head: Cursor) -> Result<Start, End> {
-        let (snapshots, selection) = (self.shared.snapshots.clone(), self.kind.selection.clone());
+        let (snapshots, selection, life) = (self.shared.snapshots.clone(), self.kind.selection.clone(), self.life);
         let begin = || {
-            let snapshot = snapshots.get(&selection);
+            let snapshot = snapshots.get(&selection, life);
             async move {
                 let piece = snapshot.piece(0).await?;
                 Ok((snapshot, piece))

@@ -171,6 +171,51 @@ async fn a_gateway_whose_sessions_live_on_notices_the_epoch_that_another_one_beg
     }
 }
 
+/// What a failover leaves that lost the last transactions, made by hand: the log and the table as they were before.
+async fn lose_commits_behind(db: &Database, cursor: &str) {
+    let position = cursor.split('.').nth(1).unwrap();
+    db.transaction(&[
+        "set local session_replication_role = replica",
+        "lock table switchboard.numbering in exclusive mode",
+        &format!(
+            "create temporary table lost on commit drop as
+             select log.xid, (log.new->>'n')::int as n from switchboard.commit join switchboard.log using (xid)
+             where position > {position}"
+        ),
+        "delete from number where n in (select n from lost)",
+        "delete from switchboard.log where xid in (select xid from lost)",
+        "delete from switchboard.mark where xid in (select xid from lost)",
+        &format!("delete from switchboard.commit where position > {position}"),
+        &format!("update switchboard.commit set snapshot = pg_current_snapshot() where position = {position}"),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn rows_that_were_read_before_commits_were_lost_are_given_to_nobody_after() {
+    let db = Database::new().await;
+    numbers(&db).await;
+    let gateway = Gateway::start(&db).await;
+    let mut client = gateway.follow("table=number").await;
+    insert(&db, 0..2).await;
+    next_numbers(&mut client, 2).await;
+    let kept = client.cursor.clone().unwrap();
+    insert(&db, 2..4).await;
+    next_numbers(&mut client, 2).await;
+    let mut early = gateway.subscribe("table=number").await;
+    assert_eq!(snapshot_numbers(&mut early).await, [0, 1, 2, 3]);
+
+    lose_commits_behind(&db, &kept).await;
+    cut_off(&db).await;
+
+    for client in [&mut early, &mut client] {
+        reset(client).await;
+        assert_eq!(snapshot_numbers(client).await, [0, 1]);
+    }
+    insert(&db, 10..11).await;
+    assert_eq!(next_numbers(&mut early, 1).await, [10]);
+}
+
 /// A streaming standby of a server, and how to reach both.
 struct Standby {
     server: LocalServer,
