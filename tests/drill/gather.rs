@@ -66,3 +66,16 @@ pub async fn numbered(client: &Client) -> BTreeMap<i64, (String, u64)> {
     });
     numbered.collect()
 }
+
+/// Rows that the log holds of no commit that it knows, and that retention has not taken note of either: they would stay for ever.
+/// Call it while nothing waits for its position.
+pub async fn leaks(client: &Client) -> Option<String> {
+    let sql = "select (select count(*) from switchboard.log as l
+                       where not exists (select from switchboard.commit as c where c.xid = l.xid)
+                         and not exists (select from switchboard.forgotten as f where f.xid = l.xid)),
+                      (select count(*) from switchboard.mark as m
+                       where not exists (select from switchboard.commit as c where c.xid = m.xid))";
+    let row = client.query_one(sql, &[]).await.expect("the counts");
+    let (changes, marks): (i64, i64) = (row.get(0), row.get(1));
+    (changes + marks > 0).then(|| format!("leaked: {changes} changes and {marks} marks of no commit"))
+}

@@ -101,9 +101,15 @@ async fn main() -> ExitCode {
     if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Statements that have retention forget what is at or before this position.
+/// A statement that has retention forget what is at or before this position.
 fn forget_up_to(position: i64) -> String {
-    format!("select switchboard.trim('1000 days', (select head from switchboard.head()) - {position}, 100000)")
+    let kept = format!("(select head from switchboard.head()) - {position}");
+    format!(
+        "select switchboard.trim('1000 days', {kept}, {}, {COUNT}, {COUNT}, {}, null, 0)",
+        i64::MAX,
+        i64::MAX,
+        COUNT = i32::MAX
+    )
 }
 
 struct Drill {
@@ -224,6 +230,7 @@ impl Drill {
         let (rested, late) = self.rest(&client).await;
         violations.extend(late);
         self.gather(&client, &mut evidence).await;
+        violations.extend(gather::leaks(&client).await);
         let stage = self.stage.clone();
         let stories: Vec<_> = stage.readers.iter().map(|reader| reader.story.lock().unwrap()).collect();
         evidence.readers = stories
