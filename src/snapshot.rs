@@ -8,12 +8,14 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use tokio::sync::{Notify, watch};
+use tokio::time::sleep;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 
 use crate::change::{Cursor, Epoch, Position, Table};
@@ -25,6 +27,10 @@ use crate::protocol::{RowsFrame, Selection};
 const MEMORY_BYTES_MAX: usize = 1 << 20;
 /// After how many bytes a page of rows ends (one row may be larger).
 const ROWS_BYTES_MAX: usize = 64 << 10;
+/// How long a reading waits for tables that are being altered or emptied.
+const LOCK_PATIENCE: Duration = Duration::from_secs(30);
+/// How often it tries them.
+const LOCK_RETRY: Duration = Duration::from_millis(50);
 
 /// Hands out snapshots.
 pub struct Snapshots {
@@ -122,19 +128,7 @@ impl Snapshots {
         tables.retain(|table| selection.tables.as_ref().is_none_or(|wanted| wanted.contains(&table.name)));
         tables.sort_by(|a, b| a.name.cmp(&b.name));
 
-        let connection = self.readers.connection().await?;
-        // The settings that capture pins, so that a value reads the same in a row and in a change.
-        let mut begin = "begin isolation level repeatable read read only;
-                     set local \"TimeZone\" = 'UTC'; set local \"DateStyle\" = 'ISO, MDY'; set local \"IntervalStyle\" = 'postgres';
-                     set local bytea_output = 'hex'; set local extra_float_digits = 1;
-                     set local quote_all_identifiers = off; set local search_path = pg_catalog, pg_temp;
-                     set local row_security = off; set local lock_timeout = '10s'"
-            .to_owned();
-        // Before there is a snapshot: a table that is rewritten or truncated between the snapshot and its reading would look empty.
-        for table in &tables {
-            begin.push_str(&format!("; lock table {} in access share mode", source(table)));
-        }
-        within(STATEMENT_PATIENCE, connection.batch_execute(&begin)).await?;
+        let connection = self.begin(&tables).await?;
         let sql = "select pg_current_snapshot()::text";
         let row = within(STATEMENT_PATIENCE, connection.query_typed(sql, &[]))
             .await?
@@ -155,6 +149,40 @@ impl Snapshots {
         within(STATEMENT_PATIENCE, connection.batch_execute("commit")).await?;
         connection.give_back();
         Ok(Join { epoch, head, visible, covered })
+    }
+
+    /// Begins a transaction in which nobody can alter or empty the tables, before it has its snapshot: one that is rewritten or
+    /// truncated between the snapshot and its reading would look empty.
+    ///
+    /// It never waits while it holds a lock: a user's transaction that locks the same tables in another order could be undone for it,
+    /// as a deadlock.
+    async fn begin(&self, tables: &[&Arc<Table>]) -> Result<Borrowed> {
+        // The settings that capture pins, so that a value reads the same in a row and in a change.
+        let mut begin = "begin isolation level repeatable read read only;
+                     set local \"TimeZone\" = 'UTC'; set local \"DateStyle\" = 'ISO, MDY'; set local \"IntervalStyle\" = 'postgres';
+                     set local bytea_output = 'hex'; set local extra_float_digits = 1;
+                     set local quote_all_identifiers = off; set local search_path = pg_catalog, pg_temp;
+                     set local row_security = off"
+            .to_owned();
+        for table in tables {
+            begin.push_str(&format!("; lock table {} in access share mode nowait", source(table)));
+        }
+        let connection = self.readers.connection().await?;
+        let began = Instant::now();
+        let locked = |error: &tokio_postgres::Error| error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE);
+        loop {
+            let begun = async {
+                match connection.batch_execute(&begin).await {
+                    Err(error) if locked(&error) && began.elapsed() < LOCK_PATIENCE => Ok(false),
+                    begun => begun.map(|()| true),
+                }
+            };
+            if within(STATEMENT_PATIENCE, begun).await? {
+                return Ok(connection);
+            }
+            within(STATEMENT_PATIENCE, connection.batch_execute("rollback")).await?;
+            sleep(LOCK_RETRY).await;
+        }
     }
 
     async fn read_table(&self, connection: &Borrowed, table: &Table, snapshot: &Arc<Snapshot>) -> Result<()> {

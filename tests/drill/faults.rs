@@ -73,7 +73,7 @@ pub fn unleash(stage: &Arc<Stage>, random: &mut Rng) -> Vec<tokio::task::JoinHan
 async fn break_postgresql(stage: Arc<Stage>, mut random: Rng) {
     stage.a_while(&mut random, 500..3_000).await;
     while !stage.over() {
-        match pick(&mut random, &[5, 2, 4, 3]) {
+        match pick(&mut random, &[6, 3, 4, 2]) {
             0 => {
                 let mut server = stage.server.lock().await;
                 server.kill().await.expect("PostgreSQL can be killed");
@@ -89,7 +89,7 @@ async fn break_postgresql(stage: Arc<Stage>, mut random: Rng) {
             2 => terminate(&stage, "switchboard", "sessions of gateways terminated").await,
             _ => terminate(&stage, crate::writers::NAME, "sessions of writers terminated").await,
         }
-        stage.a_while(&mut random, 1_000..6_000).await;
+        stage.a_while(&mut random, 500..5_000).await;
     }
 }
 

@@ -183,7 +183,8 @@ async fn a_commit_between_rows_and_numbers_comes_once_and_one_that_the_rows_miss
     let mut client = gateway.subscribe("table=account").await;
     until("the snapshot is taken", async || {
         let open = "select exists (select from pg_stat_activity where datname = current_database()
-                    and application_name = 'switchboard' and state = 'idle in transaction')";
+                    and application_name = 'switchboard' and state = 'idle in transaction'
+                    and query like '%switchboard.look(%')";
         db.value(open).await
     })
     .await;
@@ -312,7 +313,7 @@ impl Stage {
         until("the snapshot is taken", async || {
             let open = "select exists (select from pg_stat_activity where datname = current_database()
                         and application_name = 'switchboard' and state = 'idle in transaction'
-                        and query like 'select pg_current_snapshot()%')";
+                        and query like '%switchboard.look(%')";
             self.db.value(open).await
         })
         .await;
@@ -370,4 +371,31 @@ async fn a_snapshot_joins_exactly_in_every_interleaving_of_three_transactions() 
 
     // In front of the first step and behind the last there is nothing that the other test has not.
     run_all(schedules.into_iter().map(|(schedule, _)| schedule).collect(), 1..=5).await;
+}
+
+#[tokio::test]
+async fn a_snapshot_is_never_what_a_users_transaction_is_undone_for() {
+    let db = accounts().await;
+    // Of those who wait in a circle PostgreSQL undoes one that looks while it is closed; the gateway's sessions have looked before.
+    db.run(&["do $$ begin execute format('alter database %I set deadlock_timeout = 1', current_database()); end $$"])
+        .await;
+    let gateway = Gateway::start(&db).await;
+    let (user, onlooker) = (db.session().await, db.session().await);
+    user.batch_execute("begin; set local deadlock_timeout = 1000; truncate done").await.unwrap();
+
+    // It locks account before done, by their names.
+    let mut client = gateway.subscribe("table=account,done").await;
+    until("the snapshot waits for the table, or tries again", async || {
+        let tried =
+            "select coalesce(bool_or(query = 'rollback' or query like '%lock table%' and wait_event_type = 'Lock'
+                                             and query_start < clock_timestamp() - interval '50 ms'), false)
+                     from pg_stat_activity where application_name = 'switchboard' and datname = current_database()";
+        onlooker.query_one(tried, &[]).await.unwrap().get(0)
+    })
+    .await;
+    soon("the user's second lock", user.batch_execute("truncate account")).await.expect("the user is not undone");
+    user.batch_execute("commit").await.unwrap();
+
+    let (rows, _) = client.snapshot().await;
+    assert!(rows.is_empty(), "both tables are empty: {rows:?}");
 }

@@ -14,8 +14,8 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 pub use client::{Client, get};
-pub use proxy::Proxy;
 pub use database::{Database, Server, connect};
+pub use proxy::Proxy;
 
 /// How long any test waits for any fact.
 pub const PATIENCE: Duration = Duration::from_secs(30);
