@@ -15,6 +15,7 @@ mod harness;
 mod hostile;
 mod oracles;
 mod order;
+mod properties;
 mod resume;
 mod retention;
 mod snapshots;
