@@ -239,8 +239,8 @@ async fn look_at_log(client: &Client, findings: &mut Vec<Finding>) -> Result<()>
         let age = Duration::from_secs_f64(log.get(4));
         findings.push(good(format!(
             "the log holds positions {oldest} to {head} of epoch {epoch}: {}, {} on disk; the oldest came {} s ago",
-            megabytes(bytes),
-            megabytes(disk_bytes),
+            size(bytes),
+            size(disk_bytes),
             age.as_secs()
         )));
         findings.extend(trimmed(&Kept { age, commits: head - oldest, bytes }));
@@ -282,13 +282,16 @@ fn trimmed(log: &Kept) -> Option<Finding> {
                 "the log holds far more than {} s, {} commits or {}, which is what gateways keep by default",
                 usual.age.as_secs(),
                 usual.commits,
-                megabytes(usual.bytes)
+                size(usual.bytes)
             ),
             "without a gateway nothing trims it: run: switchboard serve; nothing to do where its --retain settings say so",
         )
     })
 }
 
-fn megabytes(bytes: i64) -> String {
-    format!("{:.1} MB", bytes as f64 / 1e6)
+fn size(bytes: i64) -> String {
+    match bytes {
+        ..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
+        _ => format!("{:.1} GB", bytes as f64 / 1e9),
+    }
 }
