@@ -14,6 +14,7 @@ pub const STEPS: &[(i32, &str, &str)] = &[
     (3, "feed", include_str!("../sql/03_feed.sql")),
     (4, "watch", include_str!("../sql/04_watch.sql")),
     (5, "retention", include_str!("../sql/05_retention.sql")),
+    (6, "pages", include_str!("../sql/06_pages.sql")),
 ];
 const SWITCH: &str = include_str!("../sql/switch.sql");
 const UNINSTALL: &str = include_str!("../sql/uninstall.sql");

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Database, Gateway};
+use crate::harness::{Database, Gateway, until};
 
 #[tokio::test]
 async fn every_operation_arrives_with_old_and_new_values() {
@@ -168,4 +168,22 @@ async fn tables_of_every_kind_speak_under_their_own_names() {
     let moved: Vec<Value> = client.changes().await.iter().map(|change| change["op"].clone()).collect();
     assert_eq!(moved, ["delete", "insert"]);
     assert_eq!(client.changes().await[0]["op"], "truncate");
+}
+
+#[tokio::test]
+async fn a_page_of_a_large_commit_costs_what_it_holds() {
+    let db = Database::new().await;
+    db.run(&["create table t (id int primary key)"]).await;
+    db.watch("t").await;
+    let gateway = Gateway::start(&db).await;
+    db.run(&["insert into t select generate_series(1, 30000)"]).await;
+    until("the commit has a position", async || gateway.metric("switchboard_position").await == 1.0).await;
+
+    db.run(&["begin", "select count(*) from switchboard.read(0, null, 1, 100, 1000000)"]).await;
+
+    // Counted since the transaction began.
+    let fetched =
+        "select seq_tup_read + idx_tup_fetch from pg_stat_xact_all_tables where relid = 'switchboard.log'::regclass";
+    let fetched: i64 = db.value(fetched).await;
+    assert!((100..1_000).contains(&fetched), "{fetched} rows of the log were fetched for a page of 100");
 }
