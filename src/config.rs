@@ -131,6 +131,9 @@ pub struct GatewayArgs {
     /// How many bytes one snapshot of current rows may take on disk, 1048576 or more
     #[arg(long, env = "SWITCHBOARD_SNAPSHOT_BYTES_MAX", default_value = "4294967296", value_name = "BYTES")]
     pub snapshot_bytes_max: String,
+    /// How many bytes all snapshots that are read or taken at the same time may take on disk together, 1048576 or more
+    #[arg(long, env = "SWITCHBOARD_SNAPSHOTS_BYTES_MAX", default_value = "8589934592", value_name = "BYTES")]
+    pub snapshots_bytes_max: String,
     /// How many database connections subscribers share that catch up, 1 to 100
     #[arg(long, env = "SWITCHBOARD_READERS_MAX", default_value = "4", value_name = "COUNT")]
     pub readers_max: String,
@@ -168,6 +171,8 @@ pub struct Config {
     pub history_bytes_max: usize,
     /// How many bytes one snapshot may take on disk.
     pub snapshot_bytes_max: u64,
+    /// How many bytes all snapshots together may take on disk.
+    pub snapshots_bytes_max: u64,
     /// How many database connections catching-up subscribers share.
     pub readers_max: usize,
     /// What the log keeps.
@@ -311,6 +316,7 @@ impl GatewayArgs {
             subscribers_max: mistakes.number("subscribers-max", &self.subscribers_max, 1, 1_000_000),
             history_bytes_max: mistakes.number("history-bytes-max", &self.history_bytes_max, 1 << 20, usize::MAX),
             snapshot_bytes_max: mistakes.number("snapshot-bytes-max", &self.snapshot_bytes_max, 1 << 20, u64::MAX),
+            snapshots_bytes_max: mistakes.number("snapshots-bytes-max", &self.snapshots_bytes_max, 1 << 20, u64::MAX),
             readers_max: mistakes.number("readers-max", &self.readers_max, 1, 100),
             retain: Kept {
                 age: Duration::from_secs(mistakes.number("retain-seconds", &self.retain_seconds, 1, u32::MAX.into())),
@@ -362,14 +368,20 @@ pub const FOLLOW_PATIENCE: Duration = Duration::from_millis(250);
 pub const DEPOSE_PATIENCE: Duration = Duration::from_millis(500);
 /// How often a leader that is busy with a large commit numbers what comes behind it, and says that it lives.
 pub const SPEAK_EVERY: Duration = Duration::from_millis(100);
-/// How many changes one page of the log holds at most.
+/// How many changes the feed reads at once.
 pub const PAGE_CHANGES_MAX: i32 = 1_000;
-/// After how many bytes of row values a page of the log ends (one row may be larger).
+/// After how many bytes of row values such a page ends (one row may be larger).
 pub const PAGE_BYTES_MAX: i64 = 1 << 20;
+/// How many changes a subscriber that catches up reads at once.
+pub const CATCH_UP_CHANGES_MAX: i32 = 500;
+/// After how many bytes of row values such a page ends (one row may be larger).
+pub const CATCH_UP_BYTES_MAX: i64 = 64 << 10;
 /// After how many bytes of changes a commit is continued in another frame (one change may be larger).
 pub const FRAME_BYTES_MAX: usize = 256 << 10;
 /// How many bytes a subscriber writes with one call, about.
 pub const WRITE_BYTES_MAX: usize = 256 << 10;
+/// How many bytes of a snapshot a subscriber holds for its client, about.
+pub const SNAPSHOT_PIECE_BYTES_MAX: usize = 64 << 10;
 /// How long a client may take for its request's head.
 pub const REQUEST_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a client may take to answer our closing frame.

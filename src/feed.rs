@@ -18,7 +18,7 @@ use crate::config::{
 };
 use crate::hub::Hub;
 use crate::listener::{Listener, Rang};
-use crate::log::{Log, Page, Word};
+use crate::log::{Log, Page, PageSize, Word};
 use crate::metrics::Metrics;
 use crate::role::Role;
 
@@ -225,7 +225,8 @@ impl Feed {
             bail!("the log was replaced: its head is {}, and position {} was published", numbered.head, at.cursor);
         }
         while at.place < Place::after(numbered.head) {
-            let Page::Parts(parts) = self.log.read(at.cursor.epoch, at.place, numbered.head).await? else {
+            let Page::Parts(parts) = self.log.read(at.cursor.epoch, at.place, numbered.head, PageSize::FEED).await?
+            else {
                 tracing::warn!("retention overtook the feed at {}: all subscribers begin anew", at.cursor);
                 self.begin_at(self.log.look(0).await?.head, "expired");
                 break;

@@ -55,7 +55,7 @@ use crate::feed::Feed;
 use crate::hub::Hub;
 use crate::log::Log;
 use crate::metrics::Metrics;
-use crate::snapshot::Snapshots;
+use crate::snapshot::{Snapshots, Store};
 use crate::subscriber::Shared;
 
 /// Connections of the feed's own: one to number and read, one for a snapshot's numbering beside it, one to spare.
@@ -70,7 +70,8 @@ pub async fn run(config: Config, socket: TcpListener, stop: impl Future<Output =
     let feed_log = Log::new(&config.database, FEED_CONNECTIONS_MAX);
     let readers = feed_log.with_connections(&config.database, config.readers_max);
     let feed = Feed::new(config.clone(), feed_log.clone(), hub.clone(), metrics.clone());
-    let snapshots = Arc::new(Snapshots::new(readers.clone(), feed_log, feed.nudge(), config.snapshot_bytes_max));
+    let store = Store::new(config.snapshot_bytes_max, config.snapshots_bytes_max);
+    let snapshots = Arc::new(Snapshots::new(readers.clone(), feed_log, feed.nudge(), store));
     let heartbeat = config.heartbeat;
     let shared = Arc::new(Shared::new(config, hub.clone(), readers, snapshots, metrics));
 

@@ -17,8 +17,8 @@ use tokio_postgres::{NoTls, Row};
 
 use crate::change::{Change, Cursor, Epoch, Op, Part, Place, Position, Table, TableName};
 use crate::config::{
-    FRAME_BYTES_MAX, Kept, LINK_PATIENCE, PAGE_BYTES_MAX, PAGE_CHANGES_MAX, STATEMENT_PATIENCE, TRIM_BYTES_MAX,
-    TRIM_CHANGES_MAX, TRIM_COMMITS_MAX,
+    CATCH_UP_BYTES_MAX, CATCH_UP_CHANGES_MAX, FRAME_BYTES_MAX, Kept, LINK_PATIENCE, PAGE_BYTES_MAX, PAGE_CHANGES_MAX,
+    STATEMENT_PATIENCE, TRIM_BYTES_MAX, TRIM_CHANGES_MAX, TRIM_COMMITS_MAX,
 };
 
 /// A way to the log of one database.
@@ -78,6 +78,20 @@ pub struct Trimmed {
     pub commits: i64,
     /// There may be more to do.
     pub more: bool,
+}
+
+/// How much of the log is read at once.
+#[derive(Clone, Copy, Debug)]
+pub struct PageSize {
+    changes_max: i32,
+    bytes_max: i64,
+}
+
+impl PageSize {
+    /// For the feed, of which there is one.
+    pub const FEED: PageSize = PageSize { changes_max: PAGE_CHANGES_MAX, bytes_max: PAGE_BYTES_MAX };
+    /// For a subscriber that catches up, of which there may be very many.
+    pub const CATCH_UP: PageSize = PageSize { changes_max: CATCH_UP_CHANGES_MAX, bytes_max: CATCH_UP_BYTES_MAX };
 }
 
 /// What a page of the log holds.
@@ -238,8 +252,8 @@ impl Log {
 
     /// The page of parts that follows `place`, up to the whole commit `until`. `epoch` is that of the positions.
     ///
-    /// A page ends after [`PAGE_CHANGES_MAX`] changes or [`PAGE_BYTES_MAX`] bytes; a part after [`FRAME_BYTES_MAX`].
-    pub async fn read(&self, epoch: Epoch, place: Place, until: Position) -> Result<Page> {
+    /// A page ends where its size is reached; a part after [`FRAME_BYTES_MAX`].
+    pub async fn read(&self, epoch: Epoch, place: Place, until: Position, size: PageSize) -> Result<Page> {
         if place.whole() > until || place == Place::after(until) {
             return Ok(Page::Parts(Vec::new()));
         }
@@ -249,8 +263,8 @@ impl Log {
             (&place.position, Type::INT8),
             (&place.serial, Type::INT8),
             (&until, Type::INT8),
-            (&PAGE_CHANGES_MAX, Type::INT4),
-            (&PAGE_BYTES_MAX, Type::INT8),
+            (&size.changes_max, Type::INT4),
+            (&size.bytes_max, Type::INT8),
         ];
         let rows = self.query(sql, values).await?;
         let known = self.lock_tables().clone();

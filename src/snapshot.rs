@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,12 +20,12 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 
 use crate::change::{Cursor, Epoch, Position, Table};
-use crate::config::{SNAPSHOT_SHARED_FOR, STATEMENT_PATIENCE, WRITE_BYTES_MAX};
+use crate::config::{SNAPSHOT_PIECE_BYTES_MAX, SNAPSHOT_SHARED_FOR, STATEMENT_PATIENCE};
 use crate::log::{Borrowed, Log, Visible, Word, within};
 use crate::protocol::{RowsFrame, Selection};
 
 /// How many bytes of a snapshot stay in memory; the rest lies on disk.
-const MEMORY_BYTES_MAX: usize = 1 << 20;
+const MEMORY_BYTES_MAX: u64 = 1 << 20;
 /// After how many bytes a page of rows ends (one row may be larger).
 const ROWS_BYTES_MAX: usize = 64 << 10;
 /// How long a reading waits for tables that are being altered or emptied.
@@ -39,10 +40,54 @@ pub struct Snapshots {
     numbering: Log,
     /// Wakes the feed, which is to bring what was numbered here.
     nudge: Arc<Notify>,
-    bytes_max: u64,
+    store: Store,
     /// By what they hold, and in which life of the hub's positions they were begun: rows that were read in an earlier one may hold
     /// commits that are lost.
     recent: Mutex<HashMap<(Selection, u64), Arc<Snapshot>>>,
+}
+
+/// How much room there is for rows.
+pub struct Store {
+    /// For those of one snapshot.
+    one_bytes_max: u64,
+    /// For those of all.
+    all_bytes_max: u64,
+    taken_bytes: Arc<AtomicU64>,
+}
+
+impl Store {
+    /// Room for so many bytes of each snapshot, and of all together.
+    pub fn new(one_bytes_max: u64, all_bytes_max: u64) -> Store {
+        Store { one_bytes_max, all_bytes_max, taken_bytes: Arc::default() }
+    }
+
+    /// Room for some more of a snapshot.
+    fn take(&self, room: &mut Room, bytes: u64) -> Result<()> {
+        if room.bytes + bytes > self.one_bytes_max {
+            bail!("the rows take more than {} bytes; select fewer, or raise --snapshot-bytes-max", self.one_bytes_max);
+        }
+        if self.taken_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > self.all_bytes_max {
+            self.taken_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            bail!(
+                "the snapshots that clients are taking at this moment fill {} bytes; try again later, or raise --snapshots-bytes-max",
+                self.all_bytes_max
+            );
+        }
+        room.bytes += bytes;
+        Ok(())
+    }
+}
+
+/// What a snapshot takes of the store, until it is dropped.
+struct Room {
+    bytes: u64,
+    taken_bytes: Arc<AtomicU64>,
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.taken_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 /// The rows of one reading, as frames.
@@ -51,10 +96,9 @@ pub struct Snapshot {
     progress: watch::Sender<Progress>,
 }
 
-#[derive(Default)]
 struct Frames {
     stored: Vec<Stored>,
-    bytes: u64,
+    room: Room,
     file: Option<Arc<File>>,
 }
 
@@ -94,8 +138,8 @@ pub enum Piece {
 
 impl Snapshots {
     /// Snapshots read over the connections of `readers`.
-    pub fn new(readers: Log, numbering: Log, nudge: Arc<Notify>, bytes_max: u64) -> Snapshots {
-        Snapshots { readers, numbering, nudge, bytes_max, recent: Mutex::default() }
+    pub fn new(readers: Log, numbering: Log, nudge: Arc<Notify>, store: Store) -> Snapshots {
+        Snapshots { readers, numbering, nudge, store, recent: Mutex::default() }
     }
 
     /// The current rows: a reading that is under way or only just finished, or else a new one. `life` is that of the hub's positions
@@ -111,7 +155,9 @@ impl Snapshots {
         if let Some(snapshot) = recent.get(&wanted) {
             return snapshot.clone();
         }
-        let snapshot = Arc::new(Snapshot { frames: Mutex::default(), progress: watch::Sender::default() });
+        let room = Room { bytes: 0, taken_bytes: self.store.taken_bytes.clone() };
+        let frames = Mutex::new(Frames { stored: Vec::new(), room, file: None });
+        let snapshot = Arc::new(Snapshot { frames, progress: watch::Sender::default() });
         recent.insert(wanted, snapshot.clone());
         let (this, selection, reading) = (self.clone(), selection.clone(), snapshot.clone());
         // Not tied to the client that asked first: others may be waiting for it. Ends by itself, every step within its patience.
@@ -212,10 +258,9 @@ impl Snapshots {
 
     fn keep(&self, snapshot: &Snapshot, frame: Vec<u8>) -> Result<()> {
         let mut frames = snapshot.lock();
-        if frames.bytes + frame.len() as u64 > self.bytes_max {
-            bail!("the rows take more than {} bytes; select fewer, or raise --snapshot-bytes-max", self.bytes_max);
-        }
-        frames.keep(frame).context("keeping rows on disk")?;
+        let offset = frames.room.bytes;
+        self.store.take(&mut frames.room, frame.len() as u64)?;
+        frames.keep(frame, offset).context("keeping rows on disk")?;
         let count = frames.stored.len();
         drop(frames);
         snapshot.progress.send_modify(|progress| progress.frames = count);
@@ -224,9 +269,9 @@ impl Snapshots {
 }
 
 impl Frames {
-    fn keep(&mut self, frame: Vec<u8>) -> std::io::Result<()> {
+    fn keep(&mut self, frame: Vec<u8>, offset: u64) -> std::io::Result<()> {
         let bytes = frame.len();
-        let stored = if self.bytes as usize + bytes <= MEMORY_BYTES_MAX {
+        let stored = if offset + bytes as u64 <= MEMORY_BYTES_MAX {
             Stored::Memory(frame.into())
         } else {
             let file = match &self.file {
@@ -234,17 +279,16 @@ impl Frames {
                 None => self.file.insert(Arc::new(tempfile::tempfile()?)).clone(),
             };
             // What is in memory leaves a hole at the file's beginning, which takes no space.
-            file.write_all_at(&frame, self.bytes)?;
-            Stored::Disk { offset: self.bytes, bytes }
+            file.write_all_at(&frame, offset)?;
+            Stored::Disk { offset, bytes }
         };
-        self.bytes += bytes as u64;
         self.stored.push(stored);
         Ok(())
     }
 }
 
 impl Snapshot {
-    /// What follows frame `next`: some frames, about [`WRITE_BYTES_MAX`] bytes at most, or the end. Waits while there is neither.
+    /// What follows frame `next`: some frames, about [`SNAPSHOT_PIECE_BYTES_MAX`] bytes at most, or the end. Waits while there is neither.
     pub async fn piece(&self, next: usize) -> Result<Piece> {
         let mut progress = self.progress.subscribe();
         let there = |progress: &Progress| progress.frames > next || progress.end.is_some();
@@ -265,7 +309,7 @@ impl Snapshot {
                 Stored::Disk { bytes, .. } => *bytes,
             };
             let fit = |stored: &&Stored| {
-                let fits = bytes < WRITE_BYTES_MAX;
+                let fits = bytes < SNAPSHOT_PIECE_BYTES_MAX;
                 bytes += size(stored);
                 fits
             };

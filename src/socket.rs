@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout};
 use tungstenite::error::{CapacityError, Error, ProtocolError};
 use tungstenite::protocol::{Message as Received, Role, WebSocketConfig, WebSocketContext};
 
@@ -97,6 +97,16 @@ impl Socket {
         !self.owed.is_empty()
     }
 
+    /// Waits until the socket takes something, as far as that is known, and fails when it takes nothing for the write time-out. For
+    /// those who would have to hold what they fetch for the client until then.
+    pub async fn writable(&self) -> Result<(), Gone> {
+        match timeout(self.write_timeout, Box::pin(self.stream.writable())).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(Gone::Closed),
+            Err(_) => Err(Gone::Stalled),
+        }
+    }
+
     /// Writes what the protocol owes, then these whole frames, merged as far as they go. Returns how many bytes of them were sent.
     ///
     /// What the client sends meanwhile waits in the kernel. Fails when the socket takes nothing for the write time-out.
@@ -120,12 +130,7 @@ impl Socket {
             match self.try_write(&frames[first..]) {
                 Ok(written) => advance(&mut frames[first..], written),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let deadline = Instant::now() + self.write_timeout;
-                    match timeout_at(deadline, Box::pin(self.stream.writable())).await {
-                        Ok(Ok(())) => {}
-                        Ok(Err(_)) => return Err(Gone::Closed),
-                        Err(_) => return Err(Gone::Stalled),
-                    }
+                    self.writable().await?;
                 }
                 Err(_) => return Err(Gone::Closed),
             }

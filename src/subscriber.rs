@@ -2,6 +2,12 @@
 //!
 //! It joins the hub before it reads the log, so that nothing falls between; catches up; says that it is ready; follows. One that falls
 //! behind the hub's history does the same again. It costs one task, and it waits for nobody but its own client.
+//!
+//! What it holds while its client takes nothing, at most: when it catches up, one encoded page of the log (`CATCH_UP_BYTES_MAX` and one
+//! row, with some 200 bytes for each of at most `CATCH_UP_CHANGES_MAX` changes); when it takes a snapshot, one piece of it
+//! (`SNAPSHOT_PIECE_BYTES_MAX` and one frame); when it follows, `WRITE_BYTES_MAX` and one frame of a history, which it shares with all
+//! who are as far behind. The next is fetched only once the socket takes something. It holds no connection to the database meanwhile,
+//! and after the write time-out it is closed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::change::{Cursor, Place, Position};
 use crate::config::{CLOSING_MAX, Config};
 use crate::hub::{Head, Hub, Joined, News};
-use crate::log::{Log, Page, Visible};
+use crate::log::{Log, Page, PageSize, Visible};
 use crate::metrics::Metrics;
 use crate::protocol::{self, Close, Encoder, Form, From, Kind, Message, OnReset, Request, Selection};
 use crate::snapshot::{Piece, Snapshots};
@@ -253,6 +259,7 @@ impl Subscriber {
             match piece {
                 Piece::Frames(frames, following) => {
                     self.send(frames).await?;
+                    self.socket.writable().await?;
                     // Once rows were sent, another reading could not go on in the middle of them: a failure is the end.
                     piece = self.attend(snapshot.piece(following)).await??;
                 }
@@ -329,10 +336,11 @@ impl Subscriber {
             }
             let until = joined.head.cursor.position.max(place.whole());
             while place < Place::after(until) {
+                self.socket.writable().await?;
                 let (shared, epoch) = (self.shared.clone(), joined.last.epoch);
                 let read = || {
                     let log = shared.log.clone();
-                    async move { log.read(epoch, place, until).await }
+                    async move { log.read(epoch, place, until, PageSize::CATCH_UP).await }
                 };
                 let parts = match self.with_database(read).await? {
                     Page::Parts(parts) => parts,

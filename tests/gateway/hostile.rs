@@ -376,3 +376,55 @@ async fn a_client_that_reads_slower_than_changes_come_loses_nothing() {
     }
     assert_eq!(ids[..12], (1000..1012).collect::<Vec<i64>>());
 }
+
+#[tokio::test]
+async fn a_client_that_stops_reading_while_it_catches_up_holds_nothing_of_the_database() {
+    const ROWS: usize = 300;
+    let (db, gateway, mut witness) = gateway_with_witness(|config| {
+        config.write_timeout = Duration::from_secs(2);
+        config.readers_max = 1;
+    })
+    .await;
+    let cursor = witness.cursor.clone().unwrap();
+    let fill = format!(
+        "do $$ begin for n in 1..{ROWS} loop
+             insert into switch (id, name)
+             select n + 1000, string_agg(md5(random()::text), '') from generate_series(1, 3200); commit;
+         end loop; end $$"
+    );
+    let reading = async {
+        for _ in 0..ROWS {
+            witness.changes().await;
+        }
+    };
+    let statements = [fill.as_str()];
+    tokio::join!(db.run(&statements), reading);
+    let begun = gateway.metric("switchboard_sent_bytes_total").await;
+
+    // 30 MB are more than any socket buffers.
+    let stalled = Raw::upgrade(gateway.address, &format!("/v1/feed?table=switch&from={cursor}")).await;
+    until("it catches up", async || gateway.metric("switchboard_sent_bytes_total").await > begun + 100_000.0).await;
+    until("nothing of the database is held for it", async || {
+        let held = "select count(*) from pg_stat_activity where datname = current_database()
+                    and application_name = 'switchboard' and xact_start is not null";
+        db.value::<i64>(held).await == 0
+    })
+    .await;
+    // There is one connection for all who catch up; this one gets it, and the same from the same cursor.
+    let mut same = gateway.subscribe(&format!("table=switch&from={cursor}")).await;
+    for n in 0..ROWS {
+        assert_eq!(same.resumed().await[0]["new"]["id"], n + 1001);
+    }
+    gets_the_next_change(&db, &mut witness).await;
+
+    until("it is closed", async || {
+        let (_, metrics) = gateway.get("/metrics").await;
+        metrics.contains("switchboard_subscribers_closed_total{code=\"4408\"} 1")
+    })
+    .await;
+    drop(stalled);
+    let mut again = gateway.subscribe(&format!("table=switch&from={cursor}")).await;
+    for n in 0..ROWS {
+        assert_eq!(again.resumed().await[0]["new"]["id"], n + 1001);
+    }
+}

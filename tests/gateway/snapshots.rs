@@ -149,6 +149,38 @@ async fn a_snapshot_beyond_its_bound_ends_in_a_clear_error() {
 }
 
 #[tokio::test]
+async fn snapshots_have_one_bound_on_what_they_take_together_and_give_it_back() {
+    let db = accounts().await;
+    for table in ["a", "b"] {
+        let fill = format!("insert into {table} select n, repeat('x', 10000) from generate_series(1, 2000) as n");
+        db.run(&[&format!("create table {table} (id int primary key, filler text)"), &fill]).await;
+        db.watch(table).await;
+    }
+    let gateway = Gateway::start_with(&db, |config| config.snapshots_bytes_max = 30 << 20).await;
+
+    // It does not read a byte; 20 MB are more than any socket buffers.
+    let holding = gateway.subscribe("table=a").await;
+    until("its rows are there", async || gateway.metric("switchboard_sent_bytes_total").await > 100_000.0).await;
+    let mut refused = gateway.subscribe("table=b").await;
+    let error = refused.next_of("error", &["hello", "rows"]).await;
+
+    assert!(error["message"].as_str().unwrap().contains("--snapshots-bytes-max"), "{error}");
+    assert_eq!(refused.closed().await, 1011);
+    drop(holding);
+    until("there is room again", async || {
+        let mut client = gateway.subscribe("table=b").await;
+        loop {
+            match client.frame().await.unwrap()["type"].as_str().unwrap() {
+                "ready" => return true,
+                "error" => return false,
+                _ => {}
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_slow_client_keeps_no_transaction_open() {
     let db = accounts().await;
     db.run(&["create table big (id int primary key, filler text);

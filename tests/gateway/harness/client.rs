@@ -107,6 +107,12 @@ impl Client {
         self.commit().await["changes"].as_array().unwrap().clone()
     }
 
+    /// The changes of the next commit, before or behind `ready`.
+    pub async fn resumed(&mut self) -> Vec<Value> {
+        let commit = self.next_of("commit", &["hello", "status", "position", "ready"]).await;
+        commit["changes"].as_array().unwrap().clone()
+    }
+
     /// Waits for the end; the close code.
     pub async fn closed(&mut self) -> u16 {
         loop {
