@@ -3,6 +3,7 @@
 //! It listens before it reads, so that nothing falls between; it sleeps only while writers know that they have to ring; and it looks
 //! once a second whatever it hears. Many gateways may do so beside each other; which part this one plays is its role's to say.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use crate::config::{
     TRIM_EVERY,
 };
 use crate::hub::Hub;
-use crate::listener::{Listener, Rang};
+use crate::listener::{Link, Listener, Rang};
 use crate::log::{Log, Page, PageSize, Word};
 use crate::metrics::Metrics;
 use crate::role::Role;
@@ -91,8 +92,22 @@ impl Feed {
     }
 
     /// One session with PostgreSQL, from listening to the loss of it.
-    async fn session(&mut self) -> Result<std::convert::Infallible> {
-        let mut listener = Listener::connect(&self.config.database).await?;
+    async fn session(&mut self) -> Result<Infallible> {
+        let listener = Listener::connect(&self.config.database).await?;
+        let watch = watch(listener.link(), self.metrics.clone());
+        let log = self.log.clone();
+        tokio::select! {
+            ended = self.work(listener) => ended,
+            lost = watch => {
+                // Statements in flight would wait for their answers far longer.
+                log.hang_up();
+                lost.context("the link to PostgreSQL is dead")
+            }
+        }
+    }
+
+    /// What is done in a session. May be dropped at any wait: the hub's place moves with what is published, without one in between.
+    async fn work(&mut self, mut listener: Listener) -> Result<Infallible> {
         self.open().await?;
         let mut role = Role::new(&listener, &self.metrics).await?;
         self.carry(Means::Number, &listener, &mut role).await?;
@@ -101,11 +116,6 @@ impl Feed {
         let mut retention = Retention::new(&self.config, &self.log, &self.metrics);
         loop {
             self.step(&mut listener, &mut role).await?;
-            if role.checked.elapsed() >= LINK_CHECK_EVERY {
-                listener.check().await?;
-                role.checked = Instant::now();
-                self.metrics.doorbell_checked();
-            }
             if role.leads {
                 retention.begin();
             }
@@ -225,10 +235,11 @@ impl Feed {
             bail!("the log was replaced: its head is {}, and position {} was published", numbered.head, at.cursor);
         }
         while at.place < Place::after(numbered.head) {
-            let Page::Parts(parts) = self.log.read(at.cursor.epoch, at.place, numbered.head, PageSize::FEED).await?
-            else {
-                tracing::warn!("retention overtook the feed at {}: all subscribers begin anew", at.cursor);
-                self.begin_at(self.log.look(0).await?.head, "expired");
+            let Page::Parts(parts) = self.log.read(at.cursor, at.place, numbered.head, PageSize::FEED).await? else {
+                let extent = self.log.look(at.cursor.position).await?;
+                let reason = extent.refusal(at.cursor).unwrap_or("expired");
+                tracing::warn!("what follows {} is not in the log ({reason}): all subscribers begin anew", at.cursor);
+                self.begin_at(extent.head, reason);
                 break;
             };
             self.hub.publish(&parts);
@@ -251,6 +262,15 @@ impl Feed {
             }
         }
         Ok(commits)
+    }
+}
+
+/// Tries a link for as long as it works.
+async fn watch(link: Link, metrics: Arc<Metrics>) -> Result<Infallible> {
+    loop {
+        sleep(LINK_CHECK_EVERY).await;
+        link.check().await?;
+        metrics.doorbell_checked();
     }
 }
 

@@ -31,7 +31,7 @@ const LOCK_PRESENT: i32 = 3;
 
 /// A session that listens.
 pub struct Listener {
-    client: Client,
+    client: Arc<Client>,
     heard: Arc<Heard>,
     lost: oneshot::Receiver<String>,
     own_channel: String,
@@ -102,7 +102,7 @@ impl Listener {
             // Nobody waits any more where the listener itself is gone.
             let _ = lose.send(why);
         });
-        let mut listener = Listener { client, heard, lost, own_channel, hears: false, rings: false };
+        let mut listener = Listener { client: Arc::new(client), heard, lost, own_channel, hears: false, rings: false };
         listener.begin().await?;
         Ok(listener)
     }
@@ -111,7 +111,7 @@ impl Listener {
         let own = &self.own_channel;
         self.query(&format!("listen {CHANNEL}; listen {own}")).await?;
         self.rings = self.scalar("select current_setting('max_prepared_transactions')").await? == "0";
-        self.hears = self.ring_own().await.is_ok();
+        self.hears = self.link().ring().await.is_ok();
         if !self.hears {
             // The session is somebody else's, too: nothing of ours may stay on it.
             return self.query(&format!("unlisten {CHANNEL}; unlisten {own}")).await;
@@ -173,17 +173,10 @@ impl Listener {
         self.query(&format!("notify {CHANNEL}, '{}'", Word::Head.payload())).await
     }
 
-    /// A round trip of our own: a dead link is not left to TCP to notice. Where notifications arrive, one has to come back.
-    pub async fn check(&mut self) -> Result<()> {
-        if self.hears {
-            return self.ring_own().await;
-        }
-        self.scalar("select 1").await.map(|_| ())
-    }
-
-    async fn ring_own(&self) -> Result<()> {
-        self.query(&format!("notify {}", self.own_channel)).await?;
-        timeout(BELL_PATIENCE, self.heard.own.notified()).await.context("a doorbell of our own did not come back")
+    /// The link that it listens over, to be tried beside it.
+    pub fn link(&self) -> Link {
+        let Listener { client, heard, own_channel, hears, .. } = self;
+        Link { client: client.clone(), heard: heard.clone(), own_channel: own_channel.clone(), hears: *hears }
     }
 
     /// Tries to fall asleep: from then on writers ring. Not while one of them is in the middle of its commit.
@@ -236,6 +229,29 @@ impl Listener {
     async fn scalar(&self, sql: &str) -> Result<String> {
         let messages = within(LINK_PATIENCE, self.client.simple_query(sql)).await?;
         Ok(first(&messages).unwrap_or_default().to_owned())
+    }
+}
+
+/// The link of a listener's session.
+pub struct Link {
+    client: Arc<Client>,
+    heard: Arc<Heard>,
+    own_channel: String,
+    hears: bool,
+}
+
+impl Link {
+    /// A round trip of our own: a dead link is not left to TCP to notice. Where notifications arrive, one has to come back.
+    pub async fn check(&self) -> Result<()> {
+        if self.hears {
+            return self.ring().await;
+        }
+        within(LINK_PATIENCE, self.client.simple_query("select 1")).await.map(|_| ())
+    }
+
+    async fn ring(&self) -> Result<()> {
+        within(LINK_PATIENCE, self.client.batch_execute(&format!("notify {}", self.own_channel))).await?;
+        timeout(BELL_PATIENCE, self.heard.own.notified()).await.context("a doorbell of our own did not come back")
     }
 }
 

@@ -6,11 +6,12 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod};
 use serde_json::value::RawValue;
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{NoTls, Row};
@@ -27,6 +28,8 @@ pub struct Log {
     pool: Pool,
     tables: Arc<Mutex<Tables>>,
     oldest: Arc<Mutex<Hint>>,
+    /// When the link to PostgreSQL was found dead last.
+    hung_up: Arc<watch::Sender<Option<Instant>>>,
 }
 
 /// The oldest position that was seen, and its epoch: the oldest of now is that or a later one. Looking for it starts here, and need not
@@ -99,7 +102,7 @@ impl PageSize {
 pub enum Page {
     /// The parts that follow; none where there is nothing more up to the position asked for.
     Parts(Vec<Part>),
-    /// The log no longer holds what follows: retention overtook the reader.
+    /// The log does not hold what follows: retention overtook the reader, or it is not the log that the reader's story is from.
     Overtaken,
 }
 
@@ -146,26 +149,40 @@ impl Log {
             .recycle_timeout(Some(LINK_PATIENCE))
             .build()
             .expect("a pool with a runtime takes time-outs");
-        Log { pool, tables: Arc::default(), oldest: Arc::default() }
+        Log { pool, tables: Arc::default(), oldest: Arc::default(), hung_up: Arc::default() }
     }
 
     /// The same log over connections of its own; what is known of it is shared.
     pub fn with_connections(&self, database: &tokio_postgres::Config, connections_max: usize) -> Log {
-        Log { tables: self.tables.clone(), oldest: self.oldest.clone(), ..Log::new(database, connections_max) }
+        let Log { pool, .. } = Log::new(database, connections_max);
+        Log { pool, ..self.clone() }
     }
 
     /// A connection from the pool, waiting for one that is free.
     pub async fn connection(&self) -> Result<Borrowed> {
-        match self.pool.get().await {
-            Ok(connection) => Ok(Borrowed(Some(connection))),
-            Err(PoolError::Backend(error)) => Err(told(error).context("cannot connect to PostgreSQL")),
-            Err(error) => Err(anyhow!(error).context("no connection to PostgreSQL")),
+        let hung_up = self.hung_up.subscribe();
+        loop {
+            let connection = match self.pool.get().await {
+                Ok(connection) => connection,
+                Err(PoolError::Backend(error)) => return Err(told(error).context("cannot connect to PostgreSQL")),
+                Err(error) => return Err(anyhow!(error).context("no connection to PostgreSQL")),
+            };
+            if hung_up.borrow().is_none_or(|at| Object::metrics(&connection).created > at) {
+                return Ok(Borrowed { connection: Some(connection), hung_up });
+            }
+            // From before the link was found dead: at most as many as the pool has.
+            drop(Object::take(connection));
         }
+    }
+
+    /// Gives up all connections that there are, whatever they are at: the link that they were made over is dead.
+    pub fn hang_up(&self) {
+        self.hung_up.send_replace(Some(Instant::now()));
     }
 
     async fn query(&self, sql: &str, values: &[(&(dyn ToSql + Sync), Type)]) -> Result<Vec<Row>> {
         let connection = self.connection().await?;
-        let rows = within(STATEMENT_PATIENCE, connection.query_typed(sql, values)).await?;
+        let rows = connection.within(connection.query_typed(sql, values)).await?;
         connection.give_back();
         Ok(rows)
     }
@@ -195,7 +212,7 @@ impl Log {
         let hint = self.lock_oldest().clone();
         let values: &[(&(dyn ToSql + Sync), Type)] =
             &[(&asked, Type::INT8), (&hint.epoch, Type::TEXT), (&hint.position, Type::INT8)];
-        let rows = within(STATEMENT_PATIENCE, connection.query_typed(sql, values)).await?;
+        let rows = connection.within(connection.query_typed(sql, values)).await?;
         let row = rows.first().context("the log has no end")?;
         let name: Option<String> = row.try_get(0)?;
         let epoch: Epoch = name
@@ -220,7 +237,7 @@ impl Log {
         let sql = "set transaction isolation level repeatable read; lock table switchboard.numbering in exclusive mode;
                    select head, head_nonce, numbered from switchboard.number(false)";
         let connection = self.connection().await?;
-        let messages = within(STATEMENT_PATIENCE, connection.simple_query(sql)).await?;
+        let messages = connection.within(connection.simple_query(sql)).await?;
         connection.give_back();
         let row = messages.iter().find_map(|message| match message {
             tokio_postgres::SimpleQueryMessage::Row(row) => Some(row),
@@ -250,16 +267,20 @@ impl Log {
         Ok(Numbered { head: row.try_get(0)?, nonce: nonce.unsigned_abs(), commits: 0 })
     }
 
-    /// The page of parts that follows `place`, up to the whole commit `until`. `epoch` is that of the positions.
+    /// The page of parts that follows `place`, up to the whole commit `until`. `known` is a commit of the story that the place belongs
+    /// to: where the log holds another one at its position, or none, nothing in it follows.
     ///
     /// A page ends where its size is reached; a part after [`FRAME_BYTES_MAX`].
-    pub async fn read(&self, epoch: Epoch, place: Place, until: Position, size: PageSize) -> Result<Page> {
+    pub async fn read(&self, known: Cursor, place: Place, until: Position, size: PageSize) -> Result<Page> {
         if place.whole() > until || place == Place::after(until) {
             return Ok(Page::Parts(Vec::new()));
         }
         let sql = "select position, nonce, xid, at, last_serial, serial, watch, op, old, new
-                   from switchboard.read($1, $2, $3, $4, $5)";
+                   from switchboard.read($1, $2, $3, $4, $5, $6, $7)";
+        let nonce = i32::try_from(known.nonce).context("a nonce has four digits of base 36")?;
         let values: &[(&(dyn ToSql + Sync), Type)] = &[
+            (&known.position, Type::INT8),
+            (&nonce, Type::INT4),
             (&place.position, Type::INT8),
             (&place.serial, Type::INT8),
             (&until, Type::INT8),
@@ -267,13 +288,13 @@ impl Log {
             (&size.bytes_max, Type::INT8),
         ];
         let rows = self.query(sql, values).await?;
-        let known = self.lock_tables().clone();
-        match join(epoch, place, &rows, &known, None)? {
+        let tables = self.lock_tables().clone();
+        match join(known.epoch, place, &rows, &tables, None)? {
             Some(page) => Ok(page),
             // A table was watched, or its key renamed, since they were last looked up.
             None => {
                 let fresh = self.refresh_tables().await?;
-                join(epoch, place, &rows, &fresh, Some(&known))?.context("a second look settles every row")
+                join(known.epoch, place, &rows, &fresh, Some(&tables))?.context("a second look settles every row")
             }
         }
     }
@@ -364,12 +385,25 @@ pub fn told(error: tokio_postgres::Error) -> anyhow::Error {
 
 /// A connection from the pool that is closed rather than handed to the next one, unless it was given back: dropped half-way through
 /// a statement or a transaction, it would carry that along.
-pub struct Borrowed(Option<Object>);
+pub struct Borrowed {
+    connection: Option<Object>,
+    hung_up: watch::Receiver<Option<Instant>>,
+}
 
 impl Borrowed {
+    /// Waits for a statement of this connection's, no longer than its patience, nor than the link lives.
+    pub async fn within<T>(&self, work: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T> {
+        let mut hung_up = self.hung_up.clone();
+        tokio::select! {
+            done = within(STATEMENT_PATIENCE, work) => done,
+            // The log lives as long as its gateway.
+            Ok(()) = hung_up.changed() => bail!("the link to PostgreSQL is dead"),
+        }
+    }
+
     /// Gives it back, outside of any transaction.
     pub fn give_back(mut self) {
-        self.0 = None;
+        self.connection = None;
     }
 }
 
@@ -377,13 +411,13 @@ impl std::ops::Deref for Borrowed {
     type Target = Object;
 
     fn deref(&self) -> &Object {
-        self.0.as_ref().expect("only giving it back, which takes self, takes it")
+        self.connection.as_ref().expect("only giving it back, which takes self, takes it")
     }
 }
 
 impl Drop for Borrowed {
     fn drop(&mut self) {
-        if let Some(connection) = self.0.take() {
+        if let Some(connection) = self.connection.take() {
             drop(Object::take(connection));
         }
     }

@@ -29,8 +29,6 @@ pub struct Role {
     pub sleepless: u32,
     /// When it looked around last.
     pub looked: Instant,
-    /// When it tried its link last.
-    pub checked: Instant,
     silence: Silence,
 }
 
@@ -45,7 +43,6 @@ impl Role {
             asleep: false,
             sleepless: 0,
             looked: now,
-            checked: now,
             silence: Silence::default(),
         };
         role.look_around(listener, metrics).await?;

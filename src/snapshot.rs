@@ -20,8 +20,8 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 
 use crate::change::{Cursor, Epoch, Position, Table};
-use crate::config::{SNAPSHOT_PIECE_BYTES_MAX, SNAPSHOT_SHARED_FOR, STATEMENT_PATIENCE};
-use crate::log::{Borrowed, Log, Visible, Word, within};
+use crate::config::{SNAPSHOT_PIECE_BYTES_MAX, SNAPSHOT_SHARED_FOR};
+use crate::log::{Borrowed, Log, Visible, Word};
 use crate::protocol::{RowsFrame, Selection};
 
 /// How many bytes of a snapshot stay in memory; the rest lies on disk.
@@ -176,10 +176,7 @@ impl Snapshots {
 
         let connection = self.begin(&tables).await?;
         let sql = "select pg_current_snapshot()::text";
-        let row = within(STATEMENT_PATIENCE, connection.query_typed(sql, &[]))
-            .await?
-            .pop()
-            .context("no snapshot came back")?;
+        let row = connection.within(connection.query_typed(sql, &[])).await?.pop().context("no snapshot came back")?;
         let visible = Visible::parse(row.try_get(0)?).context("PostgreSQL gave no snapshot")?;
         let Cursor { epoch, position: head, .. } = self.readers.look_on(&connection, 0).await?.head;
         // After this, whatever the rows hold has a position.
@@ -192,7 +189,7 @@ impl Snapshots {
         for table in tables {
             self.read_table(&connection, table, snapshot).await.with_context(|| format!("reading {}", table.name))?;
         }
-        within(STATEMENT_PATIENCE, connection.batch_execute("commit")).await?;
+        connection.within(connection.batch_execute("commit")).await?;
         connection.give_back();
         Ok(Join { epoch, head, visible, covered })
     }
@@ -223,10 +220,10 @@ impl Snapshots {
                     begun => begun.map(|()| true),
                 }
             };
-            if within(STATEMENT_PATIENCE, begun).await? {
+            if connection.within(begun).await? {
                 return Ok(connection);
             }
-            within(STATEMENT_PATIENCE, connection.batch_execute("rollback")).await?;
+            connection.within(connection.batch_execute("rollback")).await?;
             sleep(LOCK_RETRY).await;
         }
     }
@@ -234,11 +231,10 @@ impl Snapshots {
     async fn read_table(&self, connection: &Borrowed, table: &Table, snapshot: &Arc<Snapshot>) -> Result<()> {
         let sql = format!("select row_to_json(switchboard_row)::text from {} as switchboard_row", source(table));
         let mut page = RowsFrame::new(&table.name, table.key.as_deref());
-        let rows =
-            within(STATEMENT_PATIENCE, connection.query_typed_raw(&sql, std::iter::empty::<(i32, Type)>())).await?;
+        let rows = connection.within(connection.query_typed_raw(&sql, std::iter::empty::<(i32, Type)>())).await?;
         let mut rows = std::pin::pin!(rows);
         let mut pages = 0;
-        while let Some(row) = within(STATEMENT_PATIENCE, rows.try_next()).await? {
+        while let Some(row) = connection.within(rows.try_next()).await? {
             page.push(row.try_get(0)?);
             if page.bytes() >= ROWS_BYTES_MAX {
                 self.keep(snapshot, page.take())?;

@@ -12,6 +12,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::anyhow;
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
@@ -30,6 +31,8 @@ use crate::socket::{Gone, Incoming, Socket};
 const ATTEMPTS_MAX: u32 = 5;
 /// How long to wait between two of them.
 const ATTEMPT_EVERY: Duration = Duration::from_millis(500);
+/// How long to wait, while PostgreSQL is there, for a commit that has its position but was not published: only a fault takes so long.
+const HEAD_PATIENCE: Duration = Duration::from_secs(600);
 /// After how many messages of a client others get their turn.
 const MESSAGES_AT_ONCE: usize = 32;
 
@@ -337,14 +340,14 @@ impl Subscriber {
             let until = joined.head.cursor.position.max(place.whole());
             while place < Place::after(until) {
                 self.socket.writable().await?;
-                let (shared, epoch) = (self.shared.clone(), joined.last.epoch);
+                let (shared, known) = (self.shared.clone(), joined.head.cursor);
                 let read = || {
                     let log = shared.log.clone();
-                    async move { log.read(epoch, place, until, PageSize::CATCH_UP).await }
+                    async move { log.read(known, place, until, PageSize::CATCH_UP).await }
                 };
                 let parts = match self.with_database(read).await? {
                     Page::Parts(parts) => parts,
-                    Page::Overtaken => return Err(End::Reset { reason: "expired".into(), oldest: None }),
+                    Page::Overtaken => return Err(self.overtaken().await?),
                 };
                 let mut out = Vec::new();
                 for part in parts {
@@ -417,14 +420,30 @@ impl Subscriber {
     async fn wait_for_head(&mut self, position: Position) -> Result<(), End> {
         let mut heads = self.shared.hub.heads();
         let life = self.life;
-        let arrived = async {
+        let mut arrived = async || {
             let there =
                 |head: &Option<Head>| head.is_some_and(|head| head.cursor.position >= position || head.life != life);
-            heads.wait_for(there).await.is_ok()
+            // Where the positions do not go on, joining says so.
+            timeout(HEAD_PATIENCE, heads.wait_for(there)).await.is_ok()
         };
-        // Where the positions do not go on, joining says so.
-        let _ = self.attend(arrived).await?;
+        while !self.attend(arrived()).await? {
+            if *self.shared.hub.database().borrow() {
+                return Err(anyhow!("position {position} did not come within {} s", HEAD_PATIENCE.as_secs()).into());
+            }
+        }
         Ok(())
+    }
+
+    /// What to tell a client for which the log does not hold what follows.
+    async fn overtaken(&mut self) -> Result<End, End> {
+        let (log, last) = (self.shared.log.clone(), self.last);
+        let look = || {
+            let log = log.clone();
+            async move { log.look(last.map_or(0, |last| last.position)).await }
+        };
+        let extent = self.with_database(look).await?;
+        let reason = last.and_then(|last| extent.refusal(last)).unwrap_or("expired");
+        Ok(End::Reset { reason: reason.into(), oldest: Some(extent.oldest) })
     }
 
     /// Waits until the gateway has its PostgreSQL, telling the client when it has not.

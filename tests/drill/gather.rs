@@ -44,8 +44,9 @@ pub async fn decoded(client: &Client, since: &str) -> (BTreeMap<u64, BTreeMap<St
     let mut decoded: BTreeMap<u64, BTreeMap<String, u64>> = BTreeMap::new();
     for row in client.query(&sql, &[]).await.expect("the changes in the slot") {
         let table = row.get::<_, &str>(0).trim_start_matches("table ");
-        // Partitions speak under their table's name.
-        let table = table.split_once("measure_").map_or(table.to_owned(), |(schema, _)| format!("{schema}measure"));
+        // Partitions speak under their table's name; TRUNCATE names them all.
+        let table = table.split([',']).next().unwrap_or(table);
+        let table = if table.starts_with("public.measure") { "public.measure" } else { table }.to_owned();
         let tx = row.get::<_, &str>(1).parse().expect("a transaction's number");
         *decoded.entry(tx).or_default().entry(table).or_default() += 1;
     }

@@ -33,7 +33,8 @@ pub struct Proxy {
 
 struct Shared {
     target: Mutex<Option<SocketAddr>>,
-    mode: watch::Sender<Mode>,
+    /// What happens to connections, by when they were made: the last is for those to come.
+    modes: Mutex<Vec<watch::Sender<Mode>>>,
     /// Counts the cuts: a connection ends when it changes.
     cuts: watch::Sender<u64>,
     /// How many more bytes go back to those who connected before everything is cut; negative while nothing is planned.
@@ -47,7 +48,7 @@ impl Proxy {
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
             target: Mutex::default(),
-            mode: watch::Sender::new(Mode::Pass),
+            modes: Mutex::new(vec![watch::Sender::new(Mode::Pass)]),
             cuts: watch::Sender::new(0),
             allowance: AtomicI64::new(-1),
         });
@@ -67,7 +68,15 @@ impl Proxy {
 
     /// Changes what the network does, for all connections.
     pub fn set(&self, mode: Mode) {
-        self.shared.mode.send_replace(mode);
+        for connections in self.shared.modes.lock().unwrap().iter() {
+            connections.send_replace(mode);
+        }
+    }
+
+    /// Forgets the connections that there are, as a router does that was started anew: they stay silent, new ones pass.
+    pub fn forget(&self) {
+        self.set(Mode::Silent);
+        self.shared.modes.lock().unwrap().push(watch::Sender::new(Mode::Pass));
     }
 
     /// Cuts all connections now.
@@ -89,18 +98,24 @@ impl Shared {
         // Neither matters to what is tested.
         let _ = (near.set_nodelay(true), far.set_nodelay(true));
         let mut cuts = self.cuts.subscribe();
+        let mode = self.modes.lock().unwrap().last().expect("there is always one").subscribe();
         let (near_read, near_write) = near.into_split();
         let (far_read, far_write) = far.into_split();
         tokio::select! {
             _ = cuts.changed() => {}
-            () = self.pump(near_read, far_write, false) => {}
-            () = self.pump(far_read, near_write, true) => {}
+            () = self.pump(near_read, far_write, mode.clone(), false) => {}
+            () = self.pump(far_read, near_write, mode, true) => {}
         }
     }
 
     /// One direction, until it ends. Where one ends the other is cut too, as by a network that forgot the connection.
-    async fn pump(&self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf, counted: bool) {
-        let mut mode = self.mode.subscribe();
+    async fn pump(
+        &self,
+        mut from: OwnedReadHalf,
+        mut to: OwnedWriteHalf,
+        mut mode: watch::Receiver<Mode>,
+        counted: bool,
+    ) {
         let mut bytes = vec![0; CARRY_BYTES];
         loop {
             // Not even read, so that what is sent meanwhile fills up.

@@ -1,4 +1,4 @@
-//! The drill's eyes, for tests of what they see.
+//! The drill's eyes and its network, for tests of both.
 
 #![allow(dead_code)] // What only the drill itself needs.
 
@@ -6,5 +6,7 @@
 pub mod gather;
 #[path = "../drill/oracles.rs"]
 pub mod oracles;
+#[path = "../drill/proxy.rs"]
+pub mod proxy;
 #[path = "../drill/story.rs"]
 pub mod story;

@@ -7,8 +7,10 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::Value;
+use switchboard::change::{Cursor, Place};
 use switchboard::config;
 use switchboard::local::{LocalServer, Options};
+use switchboard::log::{Log, Page, PageSize};
 use tokio::process::Command;
 use tokio_postgres::Client as Session;
 
@@ -214,6 +216,33 @@ async fn rows_that_were_read_before_commits_were_lost_are_given_to_nobody_after(
     }
     insert(&db, 10..11).await;
     assert_eq!(next_numbers(&mut early, 1).await, [10]);
+}
+
+#[tokio::test]
+async fn a_log_that_goes_on_from_another_commit_is_read_by_nobody() {
+    let db = Database::new().await;
+    numbers(&db).await;
+    let gateway = Gateway::start(&db).await;
+    let mut client = gateway.follow("table=number").await;
+    insert(&db, 0..4).await;
+    next_numbers(&mut client, 2).await;
+    let kept: Cursor = client.cursor.as_deref().unwrap().parse().unwrap();
+    next_numbers(&mut client, 2).await;
+    let lost: Cursor = client.cursor.as_deref().unwrap().parse().unwrap();
+    gateway.stop().await;
+    // One connection of its own, as if the feed had not noticed yet that the server is another.
+    let log = Log::new(&db.config(), 1);
+    let read = async |known: Cursor| {
+        log.read(known, Place::after(kept.position), lost.position, PageSize::FEED).await.unwrap()
+    };
+    assert!(matches!(read(lost).await, Page::Parts(parts) if parts.len() == 2));
+
+    lose_commits_behind(&db, &kept.to_string()).await;
+    insert(&db, 10..14).await;
+    log.number().await.unwrap();
+
+    assert!(matches!(read(lost).await, Page::Overtaken), "other commits have these positions now");
+    assert!(matches!(read(kept).await, Page::Parts(parts) if parts.len() == 2));
 }
 
 /// A streaming standby of a server, and how to reach both.

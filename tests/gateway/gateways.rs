@@ -12,7 +12,7 @@ use tokio::process::{Child, Command};
 use tokio_postgres::{AsyncMessage, NoTls};
 
 use crate::doorbell::{asleep, hold_the_doorbell_shared};
-use crate::harness::{Client, Database, Gateway, PATIENCE, Proxy, Server, get, metric, soon, until};
+use crate::harness::{Client, Database, Gateway, Mode, PATIENCE, Server, get, metric, soon, until};
 
 /// A gateway in a process of its own, which can be stopped as an operating system stops one.
 struct Process {
@@ -206,16 +206,16 @@ async fn a_follower_takes_over_from_one_that_is_frozen_awake() {
 #[tokio::test]
 async fn a_follower_takes_over_from_one_that_is_cut_off() {
     let db = Database::with_switch().await;
-    let proxy = Proxy::before(&db).await;
-    let leader = Gateway::launch(proxy.config(&db), |_| {}).await;
+    let (proxy, through) = db.behind_proxy().await;
+    let leader = Gateway::launch(through, |_| {}).await;
     leader.ready().await;
     leads(leader.address).await;
     let mut led = leader.follow("").await;
     let mut follower = Follower::start(&db).await;
 
-    proxy.blackhole();
+    proxy.set(Mode::Silent);
     follower.takes_over(&db, "cut off").await;
-    proxy.pass();
+    proxy.set(Mode::Pass);
 
     assert_eq!(levels(&mut led, follower.seen.len()).await, follower.seen);
     until("it follows", async || metric(leader.address, "switchboard_leads").await == 0.0).await;
@@ -386,4 +386,24 @@ async fn nothing_is_lost_when_connections_are_cut_while_writers_write() {
         one.get("/readyz").await.0 == 200 && two.get("/readyz").await.0 == 200
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_link_that_goes_silent_for_good_is_given_up_for_a_new_one() {
+    let db = Database::with_switch().await;
+    let (proxy, through) = db.behind_proxy().await;
+    let gateway = Gateway::launch(through, |_| {}).await;
+    gateway.ready().await;
+    let mut client = gateway.follow("").await;
+    flip(&db, 0..1).await;
+    assert_eq!(levels(&mut client, 1).await, [0]);
+
+    // Nobody closes them, and whoever is asked still acknowledges every byte.
+    proxy.forget();
+    flip(&db, 1..5).await;
+
+    assert_eq!(levels(&mut client, 4).await, [1, 2, 3, 4]);
+    gateway.ready().await;
+    let (rows, _) = gateway.subscribe("").await.snapshot().await;
+    assert_eq!(rows.len(), 4, "the connections for snapshots are new as well");
 }

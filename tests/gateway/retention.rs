@@ -58,8 +58,8 @@ fn brought(frame: &Value) -> Vec<i64> {
 /// Whoever goes on reading in the middle of a commit waits, for as long as this session holds the lock 77.
 async fn hold_readers(db: &Database) {
     db.run(&[
-        "alter function switchboard.read(bigint, bigint, bigint, integer, bigint) rename to read_at_once",
-        r#"create function switchboard.read(after_position bigint, after_serial bigint, bigint, integer, bigint)
+        "alter function switchboard.read(bigint, integer, bigint, bigint, bigint, integer, bigint) rename to read_at_once",
+        r#"create function switchboard.read(bigint, integer, bigint, after_serial bigint, bigint, integer, bigint)
            returns table ("position" bigint, nonce integer, xid text, at text, last_serial bigint,
                           serial bigint, watch integer, op text, old text, new text)
            language plpgsql volatile as $$
@@ -67,7 +67,7 @@ async fn hold_readers(db: &Database) {
                if after_serial is not null then
                    perform pg_advisory_xact_lock_shared(77);
                end if;
-               return query select * from switchboard.read_at_once($1, $2, $3, $4, $5);
+               return query select * from switchboard.read_at_once($1, $2, $3, $4, $5, $6, $7);
            end $$"#,
         "select pg_advisory_lock(77)",
     ])

@@ -8,6 +8,8 @@ use switchboard::local::{LocalServer, Options};
 use switchboard::{config, install};
 use tokio_postgres::{Client, NoTls};
 
+use super::Proxy;
+
 /// A server of one test's own.
 pub struct Server(pub LocalServer);
 
@@ -88,6 +90,16 @@ impl Database {
     /// What a gateway needs to know.
     pub fn config(&self) -> tokio_postgres::Config {
         config::database_config(&self.url, None).unwrap()
+    }
+
+    /// The same as it is reached through a network that fails on demand.
+    pub async fn behind_proxy(&self) -> (Proxy, tokio_postgres::Config) {
+        let proxy = Proxy::start().await;
+        let (user, rest) = self.url.rsplit_once('@').unwrap();
+        let (server, name) = rest.split_once('/').unwrap();
+        proxy.lead_to(Some(server.parse().unwrap()));
+        let url = format!("{user}@{}/{name}", proxy.address);
+        (proxy, config::database_config(&url, None).unwrap())
     }
 
     /// Another session.

@@ -2,7 +2,6 @@
 
 mod client;
 mod database;
-mod proxy;
 pub mod raw;
 
 use std::net::SocketAddr;
@@ -13,9 +12,9 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
+pub use crate::drill::proxy::{Mode, Proxy};
 pub use client::{Client, get};
 pub use database::{Database, Server, connect};
-pub use proxy::Proxy;
 
 /// How long any test waits for any fact.
 pub const PATIENCE: Duration = Duration::from_secs(30);
