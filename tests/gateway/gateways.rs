@@ -228,12 +228,16 @@ async fn a_leader_that_lives_answers_whoever_stood_in_for_it() {
     let (leader, _follower) = (Gateway::start(&db).await, Gateway::start(&db).await);
     leads(leader.address).await;
     let (stranger, mut connection) = tokio_postgres::connect(&db.url, NoTls).await.unwrap();
-    let answered = tokio::spawn(async move {
-        loop {
-            match std::future::poll_fn(|context| connection.poll_message(context)).await {
-                Some(Ok(AsyncMessage::Notification(said))) if said.payload() == "head" => return,
-                Some(Ok(_)) => {}
-                _ => panic!("the listening session ended"),
+    let (tell, answered) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        let mut tell = Some(tell);
+        // On and on, since the answers to what the session asks come this way too.
+        while let Some(Ok(message)) = std::future::poll_fn(|context| connection.poll_message(context)).await {
+            if let AsyncMessage::Notification(said) = message
+                && said.payload() == "head"
+            {
+                // It may be said more than once.
+                let _ = tell.take().map(|tell| tell.send(()));
             }
         }
     });
