@@ -139,10 +139,14 @@ async fn break_networks(stage: Arc<Stage>, mut random: Rng) {
         let gateway = stage.gateway(&mut random);
         let database = random.bool();
         let side = if database { &gateway.database } else { &gateway.clients };
-        match (pick(&mut random, &[4, 3, 2]), database) {
+        match (pick(&mut random, &[4, 3, 2, 1]), database) {
             (0, _) => {
                 side.cut();
                 stage.did("networks cut");
+            }
+            (3, _) => {
+                side.forget();
+                stage.did("networks that forgot their connections");
             }
             (1, true) => hold(&stage, side, Mode::Silent, &mut random, "links to PostgreSQL half-open").await,
             (1, false) => hold(&stage, side, Mode::Silent, &mut random, "links to clients half-open").await,

@@ -33,8 +33,9 @@ pub struct Proxy {
 
 struct Shared {
     target: Mutex<Option<SocketAddr>>,
-    /// What happens to connections, by when they were made: the last is for those to come.
-    modes: Mutex<Vec<watch::Sender<Mode>>>,
+    mode: Mutex<watch::Sender<Mode>>,
+    /// The modes, silent for ever, of connections that were forgotten.
+    forgotten: Mutex<Vec<watch::Sender<Mode>>>,
     /// Counts the cuts: a connection ends when it changes.
     cuts: watch::Sender<u64>,
     /// How many more bytes go back to those who connected before everything is cut; negative while nothing is planned.
@@ -48,7 +49,8 @@ impl Proxy {
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
             target: Mutex::default(),
-            modes: Mutex::new(vec![watch::Sender::new(Mode::Pass)]),
+            mode: Mutex::new(watch::Sender::new(Mode::Pass)),
+            forgotten: Mutex::default(),
             cuts: watch::Sender::new(0),
             allowance: AtomicI64::new(-1),
         });
@@ -66,17 +68,16 @@ impl Proxy {
         *self.shared.target.lock().unwrap() = target;
     }
 
-    /// Changes what the network does, for all connections.
+    /// Changes what the network does, for all connections that are not forgotten.
     pub fn set(&self, mode: Mode) {
-        for connections in self.shared.modes.lock().unwrap().iter() {
-            connections.send_replace(mode);
-        }
+        self.shared.mode.lock().unwrap().send_replace(mode);
     }
 
     /// Forgets the connections that there are, as a router does that was started anew: they stay silent, new ones pass.
     pub fn forget(&self) {
         self.set(Mode::Silent);
-        self.shared.modes.lock().unwrap().push(watch::Sender::new(Mode::Pass));
+        let old = std::mem::replace(&mut *self.shared.mode.lock().unwrap(), watch::Sender::new(Mode::Pass));
+        self.shared.forgotten.lock().unwrap().push(old);
     }
 
     /// Cuts all connections now.
@@ -98,7 +99,7 @@ impl Shared {
         // Neither matters to what is tested.
         let _ = (near.set_nodelay(true), far.set_nodelay(true));
         let mut cuts = self.cuts.subscribe();
-        let mode = self.modes.lock().unwrap().last().expect("there is always one").subscribe();
+        let mode = self.mode.lock().unwrap().subscribe();
         let (near_read, near_write) = near.into_split();
         let (far_read, far_write) = far.into_split();
         tokio::select! {

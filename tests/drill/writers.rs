@@ -327,7 +327,7 @@ impl Writer<'_> {
     }
 
     async fn bulk(&mut self) -> Step {
-        let rows = self.random.u32(2_000..30_000);
+        let rows = if self.random.u8(..8) == 0 { 100_000 } else { self.random.u32(2_000..30_000) };
         self.run(&format!("insert into journal (body, amount) select 'bulk', n from generate_series(1, {rows}) as n"))
             .await
     }

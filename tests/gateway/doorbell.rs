@@ -152,3 +152,25 @@ async fn a_commit_rings_while_the_feed_sleeps() {
 
     assert_eq!(soon("the ring", heard).await.unwrap(), "");
 }
+
+#[tokio::test]
+async fn who_notifies_does_not_wait_for_a_numbering_that_tells_other_gateways() {
+    let server = Server::start(&[]).await;
+    let db = server.database().await;
+    db.run(&["create table t (id int primary key)"]).await;
+    db.watch("t").await;
+    let (_one, _two) = (Gateway::start(&db).await, Gateway::start(&db).await);
+    // Numbering flushes as the server is told to, so from here on it waits in its commit for a standby that does not exist.
+    db.run(&["alter system set synchronous_standby_names = 'nobody'", "select pg_reload_conf()"]).await;
+    db.run(&["set synchronous_commit = local", "set lock_timeout = '5s'"]).await;
+    until("the standby is asked for", async || db.value::<String>("show synchronous_standby_names").await == "nobody")
+        .await;
+
+    db.run(&["insert into t values (1)"]).await;
+    until("numbering is in its commit", async || {
+        db.value("select count(*) > 0 from pg_stat_activity where wait_event = 'SyncRep' and query like '%switchboard.number%'").await
+    })
+    .await;
+
+    db.run(&["notify anything"]).await;
+}
