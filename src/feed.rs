@@ -9,12 +9,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use tokio::sync::Notify;
-use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::change::{Cursor, Place};
 use crate::config::{
-    Config, FOLLOW_PATIENCE, GATHER, LINK_CHECK_EVERY, LOOK_EVERY, RECONNECT_FIRST, RECONNECT_MOST, SPEAK_EVERY,
+    Config, FOLLOW_PATIENCE, GATHER, Kept, LINK_CHECK_EVERY, LOOK_EVERY, RECONNECT_FIRST, RECONNECT_MOST, SPEAK_EVERY,
     TRIM_EVERY,
 };
 use crate::hub::Hub;
@@ -113,12 +112,15 @@ impl Feed {
         self.carry(Means::Number, &listener, &mut role).await?;
         self.hub.set_database(true);
         self.metrics.database_found(listener.hears, listener.rings);
-        let mut retention = Retention::new(&self.config, &self.log, &self.metrics);
-        loop {
-            self.step(&mut listener, &mut role).await?;
-            if role.leads {
-                retention.begin();
+        let retain = retain(self.config.retain, self.log.clone(), self.metrics.clone());
+        let steps = async {
+            loop {
+                self.step(&mut listener, &mut role).await?;
             }
+        };
+        tokio::select! {
+            ended = steps => ended,
+            never = retain => match never {},
         }
     }
 
@@ -274,48 +276,19 @@ async fn watch(link: Link, metrics: Arc<Metrics>) -> Result<Infallible> {
     }
 }
 
-/// Forgets old commits, beside the feed, which must not wait for that. Ends with the session.
-struct Retention {
-    config: Config,
-    log: Log,
-    metrics: Arc<Metrics>,
-    running: Option<AbortHandle>,
-}
-
-impl Retention {
-    fn new(config: &Config, log: &Log, metrics: &Arc<Metrics>) -> Retention {
-        Retention { config: config.clone(), log: log.clone(), metrics: metrics.clone(), running: None }
-    }
-
-    /// Begins, unless it has.
-    fn begin(&mut self) {
-        if self.running.is_some() {
-            return;
+/// Forgets old commits, for as long as it is driven. Any number of gateways may: one at a time does something.
+async fn retain(kept: Kept, log: Log, metrics: Arc<Metrics>) -> Infallible {
+    loop {
+        if let Err(error) = trim(&kept, &log, &metrics).await {
+            tracing::warn!("retention could not forget old commits, and tries again: {error:#}");
         }
-        let (config, log, metrics) = (self.config.clone(), self.log.clone(), self.metrics.clone());
-        let work = async move {
-            loop {
-                if let Err(error) = trim(&config, &log, &metrics).await {
-                    tracing::warn!("retention could not forget old commits, and tries again: {error:#}");
-                }
-                sleep(TRIM_EVERY).await;
-            }
-        };
-        self.running = Some(tokio::spawn(work).abort_handle());
+        sleep(TRIM_EVERY).await;
     }
 }
 
-impl Drop for Retention {
-    fn drop(&mut self) {
-        if let Some(running) = &self.running {
-            running.abort();
-        }
-    }
-}
-
-async fn trim(config: &Config, log: &Log, metrics: &Metrics) -> Result<()> {
+async fn trim(kept: &Kept, log: &Log, metrics: &Metrics) -> Result<()> {
     for _ in 0..TRIM_SLICES_MAX {
-        let trimmed = log.trim(&config.retain).await?;
+        let trimmed = log.trim(kept).await?;
         metrics.forgotten(trimmed.commits);
         if !trimmed.more {
             break;

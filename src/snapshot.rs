@@ -145,12 +145,7 @@ impl Snapshots {
     /// The current rows: a reading that is under way or only just finished, or else a new one. `life` is that of the hub's positions
     /// (see [`crate::hub::Head`]) that the stream behind the rows is to follow.
     pub fn get(self: &Arc<Self>, selection: &Selection, life: u64) -> Arc<Snapshot> {
-        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        recent.retain(|_, snapshot| match &snapshot.progress.borrow().end {
-            None => true,
-            Some((ended, Ok(_))) => ended.elapsed() < SNAPSHOT_SHARED_FOR,
-            Some((_, Err(_))) => false,
-        });
+        let mut recent = self.still_recent();
         let wanted = (selection.clone(), life);
         if let Some(snapshot) = recent.get(&wanted) {
             return snapshot.clone();
@@ -164,8 +159,23 @@ impl Snapshots {
         tokio::spawn(async move {
             let end = this.read(&selection, &reading).await.map_err(|error| format!("{error:#}").into());
             reading.progress.send_modify(|progress| progress.end = Some((Instant::now(), end)));
+            drop(reading);
+            // Whoever is still taking the rows holds them; nobody else does after this.
+            sleep(SNAPSHOT_SHARED_FOR).await;
+            drop(this.still_recent());
         });
         snapshot
+    }
+
+    /// The readings that others may share, without those that are over.
+    fn still_recent(&self) -> MutexGuard<'_, HashMap<(Selection, u64), Arc<Snapshot>>> {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.retain(|_, snapshot| match &snapshot.progress.borrow().end {
+            None => true,
+            Some((ended, Ok(_))) => ended.elapsed() < SNAPSHOT_SHARED_FOR,
+            Some((_, Err(_))) => false,
+        });
+        recent
     }
 
     async fn read(&self, selection: &Selection, snapshot: &Arc<Snapshot>) -> Result<Join> {
