@@ -8,21 +8,19 @@
 //! cargo bench --bench bulk -- --short     # to see that it works
 //! ```
 
-use std::process::Stdio;
-use std::time::{Duration, Instant};
+mod harness;
+
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use futures_util::StreamExt;
-use switchboard::config::database_config;
 use switchboard::install;
-use switchboard::local::{LocalServer, Options, StopMode};
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
+use switchboard::local::LocalServer;
 use tokio::time::timeout;
+use tokio_postgres::Client;
 use tokio_tungstenite::tungstenite::Message;
 
-/// How long anything here may take.
-const PATIENCE: Duration = Duration::from_secs(300);
+use crate::harness::{PATIENCE, Server, beside_postgresql, is_short};
 
 struct Size {
     rows: u64,
@@ -31,23 +29,12 @@ struct Size {
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let size = match std::env::args().any(|argument| argument == "--short") {
-        true => Size { rows: 20_000, rounds: 1 },
-        false => Size { rows: 1_000_000, rounds: 3 },
-    };
-    let dir = std::env::temp_dir().join(format!("switchboard-bulk-{}", std::process::id()));
-    let settings = vec![("max_wal_size".to_owned(), "4GB".to_owned())];
-    let server = LocalServer::start(Options { dir, settings, durable: true, keep: false }, |_| {}).await?;
-    let measured = measure(&server, &size).await;
-    server.stop(StopMode::Fast).await?;
-    measured
+    let size = if is_short() { Size { rows: 20_000, rounds: 1 } } else { Size { rows: 1_000_000, rounds: 3 } };
+    beside_postgresql(&[("max_wal_size", "4GB")], async |server, client| measure(server, client, &size).await).await
 }
 
-async fn measure(server: &LocalServer, size: &Size) -> Result<()> {
-    let url = server.url("postgres");
-    let database = database_config(&url, None).map_err(anyhow::Error::msg)?;
-    let mut client = install::connect(&database).await?;
-    install::install(&mut client, false, None).await?;
+async fn measure(server: &LocalServer, mut client: Client, size: &Size) -> Result<()> {
+    let url = &server.url("postgres");
     client
         .batch_execute(
             "create table bulk (id bigint primary key, level int not null);
@@ -57,11 +44,11 @@ async fn measure(server: &LocalServer, size: &Size) -> Result<()> {
         .await?;
     install::watch(&mut client, "bulk").await?;
     install::watch(&mut client, "small").await?;
-    let gateway = Gateway::start(&url).await?;
+    let gateway = Server::gateway(&[], url).await?;
     println!("{} rows in one transaction, then one row in another", size.rows);
     for round in 1..=size.rounds {
-        let bulk = gateway.follow("bulk").await?;
-        let small = gateway.follow("small").await?;
+        let bulk = follow(&gateway, "bulk").await?;
+        let small = follow(&gateway, "small").await?;
         let first = round * size.rows;
         let insert =
             format!("insert into bulk select n, 0 from generate_series({first}, {}) as n", first + size.rows - 1);
@@ -90,12 +77,6 @@ async fn measure(server: &LocalServer, size: &Size) -> Result<()> {
     Ok(())
 }
 
-/// The gateway, in a process of its own.
-struct Gateway {
-    child: Child,
-    address: String,
-}
-
 /// One commit, as it arrived.
 struct Arrived {
     ended: Instant,
@@ -104,48 +85,26 @@ struct Arrived {
     bytes: u64,
 }
 
-impl Gateway {
-    async fn start(url: &str) -> Result<Gateway> {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_switchboard"));
-        command.args(["serve", "--listen", "127.0.0.1:0", "--log", "error"]).env("DATABASE_URL", url);
-        let mut child = command.stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
-        let stdout = child.stdout.take().context("its output is a pipe")?;
-        let line = timeout(PATIENCE, BufReader::new(stdout).lines().next_line()).await??.context("it said nothing")?;
-        let address =
-            line.split("http://").nth(1).and_then(|rest| rest.split(' ').next()).context("no address")?.to_owned();
-        Ok(Gateway { child, address })
-    }
-
-    /// A subscriber of one table that is ready; resolves once a whole commit came.
-    async fn follow(&self, table: &str) -> Result<tokio::task::JoinHandle<Result<Arrived>>> {
-        let url = format!("ws://{}/v1/feed?from=now&table={table}", self.address);
-        let (mut socket, _) = timeout(PATIENCE, tokio_tungstenite::connect_async(&url)).await??;
-        while !timeout(PATIENCE, socket.next()).await?.context("closed")??.to_text()?.contains(r#""type":"ready""#) {}
-        Ok(tokio::spawn(async move {
-            let mut arrived = Arrived { ended: Instant::now(), frames: 0, changes: 0, bytes: 0 };
-            while let Some(message) = socket.next().await {
-                let Message::Text(text) = message? else { continue };
-                if !text.starts_with(r#"{"type":"commit""#) {
-                    continue;
-                }
-                arrived.frames += 1;
-                arrived.bytes += text.len() as u64;
-                arrived.changes += text.matches(r#"{"op":""#).count() as u64;
-                if !text[..text.len().min(200)].contains(r#""more":true"#) {
-                    arrived.ended = Instant::now();
-                    return Ok(arrived);
-                }
+/// A subscriber of one table that is ready; resolves once a whole commit came.
+async fn follow(gateway: &Server, table: &str) -> Result<tokio::task::JoinHandle<Result<Arrived>>> {
+    let url = format!("ws://{}/v1/feed?from=now&table={table}", gateway.address);
+    let (mut socket, _) = timeout(PATIENCE, tokio_tungstenite::connect_async(&url)).await??;
+    while !timeout(PATIENCE, socket.next()).await?.context("closed")??.to_text()?.contains(r#""type":"ready""#) {}
+    Ok(tokio::spawn(async move {
+        let mut arrived = Arrived { ended: Instant::now(), frames: 0, changes: 0, bytes: 0 };
+        while let Some(message) = socket.next().await {
+            let Message::Text(text) = message? else { continue };
+            if !text.starts_with(r#"{"type":"commit""#) {
+                continue;
             }
-            bail!("the connection ended within the commit")
-        }))
-    }
-
-    /// The most memory that the process ever held, of Linux.
-    fn peak_bytes(&self) -> Result<u64> {
-        let pid = self.child.id().context("it ended")?;
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let kilobytes =
-            status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse::<u64>().ok());
-        Ok(kilobytes.context("no VmHWM")? * 1024)
-    }
+            arrived.frames += 1;
+            arrived.bytes += text.len() as u64;
+            arrived.changes += text.matches(r#"{"op":""#).count() as u64;
+            if !text[..text.len().min(200)].contains(r#""more":true"#) {
+                arrived.ended = Instant::now();
+                return Ok(arrived);
+            }
+        }
+        bail!("the connection ended within the commit")
+    }))
 }

@@ -16,16 +16,15 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use futures_util::{SinkExt, StreamExt};
-use switchboard::config::database_config;
 use switchboard::install;
-use switchboard::local::{LocalServer, Options, StopMode};
+use switchboard::local::LocalServer;
 use tokio::process::Command;
 use tokio::sync::broadcast;
 use tokio::time::timeout;
 use tokio_postgres::{AsyncMessage, NoTls};
 use warp::Filter;
 
-use crate::harness::{Counter, PATIENCE, Server};
+use crate::harness::{Counter, PATIENCE, Server, beside_postgresql, is_short};
 
 /// The argument that makes this program the plain one.
 const PLAIN: &str = "--plain-warp";
@@ -45,7 +44,7 @@ async fn main() -> Result<()> {
     {
         return plain_warp(url).await;
     }
-    let size = match arguments.iter().any(|argument| argument == "--short") {
+    let size = match is_short() {
         true => Size { idle: 200, subscribers: 50, changes: 200, rounds: 1 },
         false => Size { idle: 5_000, subscribers: 1_000, changes: 2_000, rounds: 3 },
     };
@@ -53,18 +52,11 @@ async fn main() -> Result<()> {
     if files < size.idle as u64 + 100 {
         bail!("only {files} files may be open; run: ulimit -n {}", size.idle + 100);
     }
-    let dir = std::env::temp_dir().join(format!("switchboard-bench-{}", std::process::id()));
-    let server = LocalServer::start(Options { dir, settings: Vec::new(), durable: true, keep: false }, |_| {}).await?;
-    let measured = measure(&server, &size).await;
-    server.stop(StopMode::Fast).await?;
-    measured
+    beside_postgresql(&[], async |server, client| measure(server, client, &size).await).await
 }
 
-async fn measure(server: &LocalServer, size: &Size) -> Result<()> {
-    let url = server.url("postgres");
-    let database = database_config(&url, None).map_err(anyhow::Error::msg)?;
-    let mut client = install::connect(&database).await?;
-    install::install(&mut client, false, None).await?;
+async fn measure(server: &LocalServer, mut client: tokio_postgres::Client, size: &Size) -> Result<()> {
+    let url = &server.url("postgres");
     client
         .batch_execute(
             "create table watched (id int primary key, name text not null, status boolean not null, level int not null);
@@ -78,13 +70,12 @@ async fn measure(server: &LocalServer, size: &Size) -> Result<()> {
         .await?;
     install::watch(&mut client, "watched").await?;
 
-    let gateway = Command::new(env!("CARGO_BIN_EXE_switchboard"));
-    let mut gateway = Server::start(gateway, &["serve", "--listen", "127.0.0.1:0", "--log", "error"], &url).await?;
+    let mut gateway = Server::gateway(&[], url).await?;
     gateway.path = "/v1/feed?table=watched&from=now".to_owned();
     memory(&gateway, size.idle).await?;
 
     let plain = Command::new(std::env::current_exe()?);
-    let plain = Server::start(plain, &[PLAIN, &url], &url).await?;
+    let plain = Server::start(plain, &[PLAIN, url], url).await?;
     let subscribers = size.subscribers;
     println!("{} changes to {subscribers} subscribers each, changes delivered a second", size.changes);
     let mut ratios = Vec::new();

@@ -15,15 +15,13 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use switchboard::config::database_config;
 use switchboard::install;
-use switchboard::local::{LocalServer, Options, StopMode};
+use switchboard::local::LocalServer;
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::process::Command;
 use tokio::time::timeout;
 use tokio_postgres::Client;
 
-use crate::harness::{Counter, PATIENCE, Server, greet};
+use crate::harness::{Counter, PATIENCE, Server, beside_postgresql, greet, is_short};
 
 /// What is written to fill the frozen one's socket: 100 rows of 100 kB, more than Linux buffers on both sides together.
 const BALLAST: &str = "update watched set name = repeat('x', 100000) where id = 0";
@@ -39,16 +37,12 @@ struct Size {
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let size = match std::env::args().any(|argument| argument == "--short") {
+    let size = match is_short() {
         true => Size { subscribers: 50, changes: 50, rounds: 1 },
         false => Size { subscribers: 1_000, changes: 500, rounds: 5 },
     };
     rlimit::increase_nofile_limit(u64::MAX)?;
-    let dir = std::env::temp_dir().join(format!("switchboard-bench-{}", std::process::id()));
-    let server = LocalServer::start(Options { dir, settings: Vec::new(), durable: true, keep: false }, |_| {}).await?;
-    let measured = measure(&server, &size).await;
-    server.stop(StopMode::Fast).await?;
-    measured
+    beside_postgresql(&[], async |server, client| measure(server, client, &size).await).await
 }
 
 /// Times from a write to its arrival at the last subscriber, in order of size.
@@ -60,10 +54,8 @@ impl Latencies {
     }
 }
 
-async fn measure(server: &LocalServer, size: &Size) -> Result<()> {
-    let url = server.url("postgres");
-    let mut client = install::connect(&database_config(&url, None).map_err(anyhow::Error::msg)?).await?;
-    install::install(&mut client, false, None).await?;
+async fn measure(server: &LocalServer, mut client: Client, size: &Size) -> Result<()> {
+    let url = &server.url("postgres");
     client
         .batch_execute(
             "create table watched (id int primary key, name text not null, level int not null);
@@ -71,19 +63,7 @@ async fn measure(server: &LocalServer, size: &Size) -> Result<()> {
         )
         .await?;
     install::watch(&mut client, "watched").await?;
-    let gateway = Command::new(env!("CARGO_BIN_EXE_switchboard"));
-    let arguments = [
-        "serve",
-        "--listen",
-        "127.0.0.1:0",
-        "--log",
-        "error",
-        "--write-timeout-ms",
-        "600000",
-        "--heartbeat-ms",
-        "600000",
-    ];
-    let mut gateway = Server::start(gateway, &arguments, &url).await?;
+    let mut gateway = Server::gateway(&["--write-timeout-ms", "600000", "--heartbeat-ms", "600000"], url).await?;
     gateway.path = "/v1/feed?table=watched&from=now".to_owned();
 
     println!(

@@ -9,36 +9,32 @@
 //! cargo bench --bench write_path -- --short     # to see that it works
 //! ```
 
+mod harness;
+
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
 use switchboard::config::{Config, database_config};
 use switchboard::install;
-use switchboard::local::{LocalServer, Options, StopMode};
+use switchboard::local::LocalServer;
 use tokio::net::TcpListener;
 use tokio::process::Command;
+use tokio_postgres::Client;
+
+use crate::harness::{beside_postgresql, is_short};
 
 const ROWS: u32 = 10_000;
 const TABLES: [&str; 3] = ["bare", "notify", "watched"];
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let short = std::env::args().any(|argument| argument == "--short");
-    let (rounds, seconds) = if short { (1, 1) } else { (5, 5) };
-    let dir = std::env::temp_dir().join(format!("switchboard-bench-{}", std::process::id()));
+    let (rounds, seconds) = if is_short() { (1, 1) } else { (5, 5) };
     let settings = [("max_connections", "100"), ("shared_buffers", "256MB"), ("max_wal_size", "4GB")];
-    let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
-    let server = LocalServer::start(Options { dir: dir.clone(), settings, durable: true, keep: false }, |_| {}).await?;
-    let measured = measure(&server, rounds, seconds).await;
-    server.stop(StopMode::Fast).await?;
-    measured
+    beside_postgresql(&settings, async |server, client| measure(server, client, rounds, seconds).await).await
 }
 
-async fn measure(server: &LocalServer, rounds: usize, seconds: u32) -> Result<()> {
+async fn measure(server: &LocalServer, mut client: Client, rounds: usize, seconds: u32) -> Result<()> {
     let url = server.url("postgres");
-    let database = database_config(&url, None).map_err(anyhow::Error::msg)?;
-    let mut client = install::connect(&database).await?;
-    install::install(&mut client, false, None).await?;
     for table in TABLES {
         let create = format!(
             "create table {table} (id int primary key, name text not null, status boolean not null, level int not null);
@@ -56,7 +52,11 @@ async fn measure(server: &LocalServer, rounds: usize, seconds: u32) -> Result<()
     }
     client.batch_execute("listen changes").await?;
     let socket = TcpListener::bind("127.0.0.1:0").await?;
-    let gateway = tokio::spawn(switchboard::run(Config::new(database), socket, std::future::pending()));
+    let gateway = tokio::spawn(switchboard::run(
+        Config::new(database_config(&url, None).map_err(anyhow::Error::msg)?),
+        socket,
+        std::future::pending(),
+    ));
 
     println!("one-row updates a second, median of {rounds} rounds of {seconds} s");
     println!("{:>8} {:>9} {:>9} {:>9}  watched/bare  watched/notify", "clients", TABLES[0], TABLES[1], TABLES[2]);

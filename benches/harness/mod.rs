@@ -1,4 +1,6 @@
-//! What the benchmarks of subscribers share: gateways in processes of their own, and clients that count frames.
+//! What the benchmarks share: a PostgreSQL, gateways in processes of their own, and clients that count frames.
+
+#![allow(dead_code)] // Each of them uses a part.
 
 use std::process::Stdio;
 use std::sync::Arc;
@@ -6,6 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use switchboard::config::database_config;
+use switchboard::install;
+use switchboard::local::{LocalServer, Options, StopMode};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
@@ -14,6 +19,30 @@ use tokio::time::timeout;
 
 /// How long anything here may take.
 pub const PATIENCE: Duration = Duration::from_secs(300);
+
+/// Whether it is only to be seen that the benchmark works.
+pub fn is_short() -> bool {
+    std::env::args().any(|argument| argument == "--short")
+}
+
+/// Measures on a new PostgreSQL, with the log installed, that flushes as it does by default. Stops it whatever came of that.
+pub async fn beside_postgresql(
+    settings: &[(&str, &str)],
+    measure: impl AsyncFnOnce(&LocalServer, tokio_postgres::Client) -> Result<()>,
+) -> Result<()> {
+    let dir = std::env::temp_dir().join(format!("switchboard-bench-{}", std::process::id()));
+    let settings = settings.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+    let server = LocalServer::start(Options { dir, settings, durable: true, keep: false }, |_| {}).await?;
+    let measured = async {
+        let database = database_config(&server.url("postgres"), None).map_err(anyhow::Error::msg)?;
+        let mut client = install::connect(&database).await?;
+        install::install(&mut client, false, None).await?;
+        measure(&server, client).await
+    };
+    let measured = measured.await;
+    server.stop(StopMode::Fast).await?;
+    measured
+}
 
 /// A server in a process of its own.
 pub struct Server {
@@ -25,6 +54,12 @@ pub struct Server {
 }
 
 impl Server {
+    /// Starts a gateway.
+    pub async fn gateway(flags: &[&str], url: &str) -> Result<Server> {
+        let arguments = [&["serve", "--listen", "127.0.0.1:0", "--log", "error"], flags].concat();
+        Server::start(Command::new(env!("CARGO_BIN_EXE_switchboard")), &arguments, url).await
+    }
+
     /// Starts a server that says where it listens.
     pub async fn start(mut command: Command, arguments: &[&str], url: &str) -> Result<Server> {
         command.args(arguments).env("DATABASE_URL", url).stdout(Stdio::piped()).kill_on_drop(true);
@@ -48,11 +83,19 @@ impl Server {
 
     /// The process's proportional set size, of Linux.
     pub fn pss_bytes(&self) -> Result<u64> {
-        let pid = self.child.id().context("it ended")?;
-        let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+        self.memory("smaps_rollup", "Pss:")
+    }
+
+    /// The most memory that the process ever held, of Linux.
+    pub fn peak_bytes(&self) -> Result<u64> {
+        self.memory("status", "VmHWM:")
+    }
+
+    fn memory(&self, file: &str, field: &str) -> Result<u64> {
+        let text = std::fs::read_to_string(format!("/proc/{}/{file}", self.child.id().context("it ended")?))?;
         let kilobytes =
-            rollup.lines().find_map(|line| line.strip_prefix("Pss:")?.split_whitespace().next()?.parse::<u64>().ok());
-        Ok(kilobytes.context("no PSS")? * 1024)
+            text.lines().find_map(|line| line.strip_prefix(field)?.split_whitespace().next()?.parse::<u64>().ok());
+        Ok(kilobytes.with_context(|| format!("no {field}"))? * 1024)
     }
 }
 
