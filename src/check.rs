@@ -79,7 +79,8 @@ pub async fn check(database: &tokio_postgres::Config) -> Vec<Finding> {
 async fn look(client: &Client, database: &tokio_postgres::Config, findings: &mut Vec<Finding>) -> Result<()> {
     let server =
         "select current_setting('server_version_num')::integer, current_setting('server_version'), current_user::text,
-                  current_database()::text, pg_is_in_recovery(), current_setting('session_replication_role')";
+                  current_database()::text, pg_is_in_recovery(), current_setting('session_replication_role'),
+                  current_setting('default_transaction_isolation')";
     let server = client.query_one(server, &[]).await.map_err(told)?;
     let (version, name): (i32, &str) = (server.get(0), server.get(1));
     let (user, database_name): (&str, &str) = (server.get(2), server.get(3));
@@ -95,6 +96,12 @@ async fn look(client: &Client, database: &tokio_postgres::Config, findings: &mut
     if server.get::<_, &str>(5) != "origin" {
         let remedy = "triggers are skipped for this role; undo it: alter role … reset session_replication_role";
         findings.push(wrong("session_replication_role is not origin", remedy));
+    }
+    if server.get::<_, &str>(6) == "serializable" {
+        findings.push(wrong(
+            "transactions of this role are serializable by default: reading the log can fail those of your writers that are, too",
+            format!("run: alter role {user} set default_transaction_isolation = 'read committed'"),
+        ));
     }
     if !look_at_steps(client, findings).await? {
         return Ok(());

@@ -352,6 +352,8 @@ pub const LINK_PATIENCE: Duration = Duration::from_secs(10);
 pub const STATEMENT_PATIENCE: Duration = Duration::from_secs(120);
 /// How often the listener tries its own link.
 pub const LINK_CHECK_EVERY: Duration = Duration::from_secs(5);
+/// How long that may take before the link counts as dead, and everything that is in flight is given up.
+pub const LINK_CHECK_PATIENCE: Duration = Duration::from_secs(5);
 /// How long the listener waits for a doorbell of its own before it concludes that it cannot hear.
 pub const BELL_PATIENCE: Duration = Duration::from_secs(3);
 /// The first wait between two attempts to reach PostgreSQL; it doubles from there.

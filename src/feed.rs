@@ -169,8 +169,13 @@ impl Feed {
         if role.leads && listener.heard_stand_in() {
             listener.speak().await?;
         }
-        let means = if std::mem::take(&mut role.has_news) { Means::Look } else { Means::Number };
-        let numbered = self.carry(means, listener, role).await?;
+        // News that bring nothing for so long are none: anybody may say so.
+        let has_news = std::mem::take(&mut role.has_news) && role.moved.elapsed() < LOOK_EVERY;
+        let before = self.at.map(|at| at.place);
+        let numbered = self.carry(if has_news { Means::Look } else { Means::Number }, listener, role).await?;
+        if self.at.map(|at| at.place) != before {
+            role.moved = Instant::now();
+        }
         if numbered > 0 && !role.leads && listener.hears && listener.rings {
             role.stood_in(listener, &self.metrics).await?;
         }

@@ -13,7 +13,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::timeout;
 use tokio_postgres::{AsyncMessage, Client, NoTls, SimpleQueryMessage};
 
-use crate::config::{BELL_PATIENCE, CONNECT_PATIENCE, LINK_PATIENCE};
+use crate::config::{BELL_PATIENCE, CONNECT_PATIENCE, LINK_CHECK_PATIENCE, LINK_PATIENCE};
 use crate::log::{Word, told, within};
 
 /// The channel of the doorbell. Whatever the payload: look.
@@ -243,10 +243,14 @@ pub struct Link {
 impl Link {
     /// A round trip of our own: a dead link is not left to TCP to notice. Where notifications arrive, one has to come back.
     pub async fn check(&self) -> Result<()> {
-        if self.hears {
-            return self.ring().await;
-        }
-        within(LINK_PATIENCE, self.client.simple_query("select 1")).await.map(|_| ())
+        let trip = async {
+            if self.hears {
+                return self.ring().await;
+            }
+            within(LINK_PATIENCE, self.client.simple_query("select 1")).await.map(|_| ())
+        };
+        let back = timeout(LINK_CHECK_PATIENCE, trip).await;
+        back.with_context(|| format!("PostgreSQL did not answer within {} s", LINK_CHECK_PATIENCE.as_secs()))?
     }
 
     async fn ring(&self) -> Result<()> {

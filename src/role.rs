@@ -27,6 +27,8 @@ pub struct Role {
     pub asleep: bool,
     /// How often in a row it might not fall asleep.
     pub sleepless: u32,
+    /// When something was brought to the hub last.
+    pub moved: Instant,
     /// When it looked around last.
     pub looked: Instant,
     silence: Silence,
@@ -42,6 +44,7 @@ impl Role {
             has_news: false,
             asleep: false,
             sleepless: 0,
+            moved: now,
             looked: now,
             silence: Silence::default(),
         };

@@ -10,6 +10,7 @@ use switchboard::local::StopMode;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio_postgres::{AsyncMessage, NoTls};
+use tokio_util::sync::CancellationToken;
 
 use crate::doorbell::{asleep, hold_the_doorbell_shared};
 use crate::harness::{Client, Database, Gateway, Mode, PATIENCE, Server, get, metric, soon, until};
@@ -320,6 +321,38 @@ async fn where_it_may_not_depose_a_follower_stands_in_for_each_commit() {
     assert!(follower.metric("switchboard_stand_ins_total").await >= 2.0);
     drop(leader);
     leads(follower.address).await;
+}
+
+#[tokio::test]
+async fn a_stranger_who_says_that_there_is_a_new_head_hides_nothing_that_a_frozen_leader_left_lying() {
+    let db = Database::with_switch().await;
+    let leader = Process::start(&db.url).await;
+    leads(leader.address).await;
+    let follower = Gateway::start(&db).await;
+    let mut client = follower.follow("").await;
+    let stop = CancellationToken::new();
+    let mut lying = Vec::new();
+    for _ in 0..8 {
+        let (liar, stop) = (db.session().await, stop.clone());
+        lying.push(tokio::spawn(async move {
+            while !stop.is_cancelled() {
+                liar.batch_execute("notify switchboard, 'head'").await.unwrap();
+            }
+        }));
+    }
+
+    leader.signal("-STOP");
+    for level in 1..=3 {
+        flip(&db, level..level + 1).await;
+        // Not by a new session: no word of "status".
+        let commit = client.next_of("commit", &["position"]).await;
+        assert_eq!(commit["changes"][0]["new"]["level"], level);
+    }
+
+    stop.cancel();
+    for liar in lying {
+        liar.await.unwrap();
+    }
 }
 
 #[tokio::test]

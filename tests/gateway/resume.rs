@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::harness::{Client, Database, Gateway};
+use crate::harness::{Client, Database, Gateway, until};
 
 async fn numbers() -> Database {
     let db = Database::new().await;
@@ -45,6 +45,7 @@ async fn resumes_after_the_last_commit_seen_and_says_when_it_is_live() {
     drop(client);
     insert(&db, 5..8).await;
     db.run(&["insert into other values (1)"]).await;
+    until("the gateway has all of it", async || gateway.metric("switchboard_position").await == 9.0).await;
 
     let mut client = resume(&gateway, &cursor, "table=number").await;
 

@@ -56,31 +56,38 @@ impl Client {
         Ok(frame)
     }
 
-    /// The next frame of this type; others of the given types may come before it.
+    /// The next frame of this type; others of the given types may come before it, for as long as a test waits for any fact.
     pub async fn next_of(&mut self, wanted: &str, between: &[&str]) -> Value {
-        loop {
-            let frame = self.frame().await.unwrap_or_else(|code| panic!("closed with {code} instead of {wanted}"));
-            match frame["type"].as_str() {
-                Some(kind) if kind == wanted => return frame,
-                Some(kind) if between.contains(&kind) => {}
-                _ => panic!("{wanted} was due, and this came: {frame:.500}"),
+        let next = async {
+            loop {
+                let frame = self.frame().await.unwrap_or_else(|code| panic!("closed with {code} instead of {wanted}"));
+                match frame["type"].as_str() {
+                    Some(kind) if kind == wanted => return frame,
+                    Some(kind) if between.contains(&kind) => {}
+                    _ => panic!("{wanted} was due, and this came: {frame:.500}"),
+                }
             }
-        }
+        };
+        soon(wanted, next).await
     }
 
     /// The `ready` frame, with the rows before it and the commits among them: for clients that begin with a snapshot.
     pub async fn snapshot(&mut self) -> (Vec<Value>, Vec<Value>) {
         let (mut rows, mut commits) = (Vec::new(), Vec::new());
-        loop {
-            let frame = self.frame().await.unwrap_or_else(|code| panic!("closed with {code} instead of ready"));
-            match frame["type"].as_str() {
-                Some("rows") => rows.extend(frame["rows"].as_array().unwrap().iter().cloned()),
-                Some("commit") => commits.push(frame),
-                Some("ready") => return (rows, commits),
-                Some("hello" | "position" | "reset" | "status") => {}
-                _ => panic!("a snapshot was due, and this came: {frame:.500}"),
+        let taking = async {
+            loop {
+                let frame = self.frame().await.unwrap_or_else(|code| panic!("closed with {code} instead of ready"));
+                match frame["type"].as_str() {
+                    Some("rows") => rows.extend(frame["rows"].as_array().unwrap().iter().cloned()),
+                    Some("commit") => commits.push(frame),
+                    Some("ready") => return,
+                    Some("hello" | "position" | "reset" | "status") => {}
+                    _ => panic!("a snapshot was due, and this came: {frame:.500}"),
+                }
             }
-        }
+        };
+        soon("a whole snapshot", taking).await;
+        (rows, commits)
     }
 
     /// Waits for `ready`; only `hello` and the database's state may come before it.
