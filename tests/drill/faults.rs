@@ -206,13 +206,13 @@ async fn break_promises(stage: Arc<Stage>, mut random: Rng) {
     }
 }
 
-/// Freezes a reader and has retention forget what it has not read; the first reader keeps what it still needs.
+/// Freezes a reader and has retention forget what it has not read; what the first reader stands at is kept, and what follows.
 async fn overtake(stage: &Stage, session: &Client, random: &mut Rng) {
     let victim = &stage.readers[random.usize(1..stage.readers.len())];
     victim.frozen.send_replace(true);
     stage.a_while(random, 1_000..3_000).await;
     let safe = stage.readers[0].story.lock().unwrap().cursor.as_deref().map_or(0, position_of);
-    let forget = crate::forget_up_to(safe);
+    let forget = crate::forget_up_to(safe - 1);
     if session.batch_execute(&forget).await.is_ok() {
         stage.did("readers overtaken by retention");
     }

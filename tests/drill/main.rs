@@ -118,8 +118,9 @@ struct Drill {
     round: i32,
     end: CancellationToken,
     merge: bool,
-    /// Up to where in the write-ahead log the oracles have compared.
+    /// Up to where in the write-ahead log the oracles have compared, and up to which position.
     decoded_until: String,
+    head: i64,
     totals: Totals,
 }
 
@@ -127,6 +128,7 @@ struct Drill {
 struct Totals {
     commits: u64,
     changes: u64,
+    untold: i64,
     failed: u64,
     unknown: u64,
     most: BTreeMap<&'static str, f64>,
@@ -178,6 +180,7 @@ impl Drill {
             end,
             merge: version >= 150_000,
             decoded_until: "0/0".to_owned(),
+            head: 0,
             totals: Totals::default(),
         }
     }
@@ -242,6 +245,7 @@ impl Drill {
         violations.extend(verdict.findings);
         self.totals.commits += verdict.commits as u64;
         self.totals.changes += verdict.changes;
+        self.totals.untold += verdict.untold;
         self.totals.unknown +=
             evidence.ledger.iter().filter(|entry| entry.outcome == oracles::Outcome::Unknown).count() as u64;
         println!(
@@ -293,6 +297,8 @@ impl Drill {
         evidence.tables = gather::rows(client, &WATCHED).await;
         (evidence.decoded, self.decoded_until) = gather::decoded(client, &self.decoded_until).await;
         evidence.numbered = gather::numbered(client).await;
+        let head = evidence.numbered.keys().next_back().copied().unwrap_or(self.head);
+        evidence.span = (std::mem::replace(&mut self.head, head), head);
     }
 
     fn report(&self, took: Duration) {
@@ -300,6 +306,7 @@ impl Drill {
         let totals = &self.totals;
         println!("in {:.0} s, {} rounds:", took.as_secs_f64(), self.round);
         println!("  {} commits with {} changes", totals.commits, totals.changes);
+        println!("  {} commits were forgotten before anybody who asked for all had read them", totals.untold);
         println!("  {} transactions failed as PostgreSQL has it, {} were left in doubt", totals.failed, totals.unknown);
         for (what, count) in self.stage.done.lock().unwrap().iter() {
             println!("  {count} × {what}");

@@ -76,7 +76,7 @@ impl Scene {
             decoded,
             ledger: self.ledger.clone(),
             tables: gather::rows(&self.db, &TABLES).await,
-            numbered: Default::default(),
+            ..Evidence::default()
         };
         judge(&evidence).findings
     }
@@ -261,6 +261,7 @@ fn heard(frames: &[String]) -> Vec<String> {
         readers: vec![Reader { story: &reader, wants: None }],
         decoded: (1..=5).map(|commit| (700 + commit, [("public.account".to_owned(), count(commit))].into())).collect(),
         tables: tables.into_iter().collect(),
+        span: (0, 5),
         ..Evidence::default()
     };
     judge(&evidence).findings
@@ -290,4 +291,28 @@ fn a_session_that_lost_repeated_swapped_or_altered_any_frame_is_caught() {
         frames[index] = frames[index].replace(r#""new":{"id":1,"#, r#""new":{"id":2,"#);
         assert_ne!(heard(&frames), [""; 0], "altered: {}", honest[index]);
     }
+}
+
+#[test]
+fn only_what_retention_overtook_for_everybody_is_excused() {
+    let honest = session();
+    let again = [
+        r#"{"type":"reset","reason":"expired"}"#,
+        r#"{"type":"rows","table":"public.account","rows":[{"id":1,"v":4}]}"#,
+        r#"{"type":"ready","cursor":"test.4.0000"}"#,
+    ];
+    let overtaken = |from: usize, to: usize| -> Vec<String> {
+        let again = again.iter().map(|frame| frame.to_string());
+        honest[..from].iter().cloned().chain(again).chain(honest[to..].iter().cloned()).collect()
+    };
+
+    // Behind commit 2, then rows that hold 3 and 4, then 5.
+    assert_eq!(heard(&overtaken(4, 7)), [""; 0]);
+    let mut lost = overtaken(4, 7);
+    let last = lost.last_mut().unwrap();
+    *last = last.replace(r#""tx":"705""#, r#""tx":"706""#);
+    assert!(
+        heard(&lost).iter().any(|finding| finding.starts_with("lost")),
+        "one is missing beside those that were forgotten"
+    );
 }
