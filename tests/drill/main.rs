@@ -37,7 +37,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::faults::Stage;
 use crate::gateways::Gateway;
-use crate::oracles::{Evidence, judge};
+use crate::oracles::{Entry, Evidence, Outcome, judge};
 use crate::reader::Reader;
 use crate::writers::{Desk, WATCHED};
 
@@ -188,7 +188,7 @@ impl Drill {
     /// Waits until every reader follows, so that the first write is told to all.
     async fn assemble(&mut self) -> Vec<String> {
         let client = session(&self.stage.url).await;
-        let (_, late) = self.rest(&client).await;
+        let (_, late) = self.rest(&client, &mut Vec::new()).await;
         // What was written until here they have from their snapshots.
         self.gather(&client, &mut Evidence::default()).await;
         for reader in &self.stage.readers {
@@ -230,7 +230,7 @@ impl Drill {
         }
 
         let client = session(&self.stage.url).await;
-        let (rested, late) = self.rest(&client).await;
+        let (rested, late) = self.rest(&client, &mut evidence.ledger).await;
         violations.extend(late);
         self.gather(&client, &mut evidence).await;
         violations.extend(gather::leaks(&client).await);
@@ -246,15 +246,14 @@ impl Drill {
         self.totals.commits += verdict.commits as u64;
         self.totals.changes += verdict.changes;
         self.totals.untold += verdict.untold;
-        self.totals.unknown +=
-            evidence.ledger.iter().filter(|entry| entry.outcome == oracles::Outcome::Unknown).count() as u64;
+        self.totals.unknown += evidence.ledger.iter().filter(|entry| entry.outcome == Outcome::Unknown).count() as u64;
         println!(
             "round {:3}: {:5.1} s, {:6} commits, {:7} changes, {:4} in doubt, at rest after {:.1} s",
             self.round,
             began.elapsed().as_secs_f64(),
             verdict.commits,
             verdict.changes,
-            evidence.ledger.iter().filter(|entry| entry.outcome == oracles::Outcome::Unknown).count(),
+            evidence.ledger.iter().filter(|entry| entry.outcome == Outcome::Unknown).count(),
             rested.as_secs_f64(),
         );
         drop(evidence);
@@ -265,9 +264,12 @@ impl Drill {
     }
 
     /// Writes this round's marker and waits until every reader has it, and nothing else.
-    async fn rest(&self, client: &Client) -> (Duration, Option<String>) {
+    async fn rest(&self, client: &Client, ledger: &mut Vec<Entry>) -> (Duration, Option<String>) {
         let began = Instant::now();
-        client.batch_execute(&format!("insert into marker values ({})", self.round)).await.unwrap();
+        let insert = format!("insert into marker values ({}) returning pg_current_xact_id()::text", self.round);
+        let tx = client.query_one(&insert, &[]).await.unwrap().get::<_, &str>(0).parse().unwrap();
+        // After all others.
+        ledger.push(Entry { tx, issued: u64::MAX - 1, returned: u64::MAX, outcome: Outcome::Committed });
         let marker = format!("{{\"round\":{}}}", self.round);
         loop {
             let lagging: Vec<String> = self

@@ -81,8 +81,9 @@ pub fn judge(evidence: &Evidence<'_>) -> Verdict {
     verdict.untold = untold(evidence);
     compare_decoded(&told, &evidence.decoded, &mut verdict);
     compare_numbered(&told, &evidence.numbered, &mut verdict);
-    compare_order(&told, &evidence.ledger, &mut verdict);
-    compare_outcomes(&told, &evidence.ledger, &mut verdict);
+    let ledger = unambiguous(&evidence.ledger);
+    compare_order(&told, &ledger, &mut verdict);
+    compare_outcomes(&told, &ledger, &mut verdict);
     verdict.commits = told.len();
     verdict.changes = told.values().flat_map(|told| told.tables.values()).map(|share| share.changes).sum();
     verdict
@@ -214,12 +215,24 @@ fn compare_numbered(told: &Universe<'_>, numbered: &BTreeMap<i64, (String, u64)>
     }
 }
 
+/// By transaction. PostgreSQL gives a number again that a crash took back (of one that was rolled back, or committed asynchronously, and
+/// not written down): of those nobody knows whose they are.
+fn unambiguous(ledger: &[Entry]) -> HashMap<u64, &Entry> {
+    let (mut by_tx, mut again) = (HashMap::new(), HashSet::new());
+    for entry in ledger {
+        if by_tx.insert(entry.tx, entry).is_some() {
+            again.insert(entry.tx);
+        }
+    }
+    by_tx.retain(|tx, _| !again.contains(tx));
+    by_tx
+}
+
 /// A commit that returned before another was issued comes first.
-fn compare_order(told: &Universe<'_>, ledger: &[Entry], verdict: &mut Verdict) {
-    let by_tx: HashMap<u64, &Entry> = ledger.iter().map(|entry| (entry.tx, entry)).collect();
+fn compare_order(told: &Universe<'_>, ledger: &HashMap<u64, &Entry>, verdict: &mut Verdict) {
     let mut latest_issued = 0;
     let late = told.iter().filter_map(|(position, told)| {
-        let entry = by_tx.get(&told.tx)?;
+        let entry = ledger.get(&told.tx)?;
         let late = entry.returned < latest_issued;
         latest_issued = latest_issued.max(entry.issued);
         late.then(|| format!("transaction {} at {position} had returned before an earlier one was issued", told.tx))
@@ -229,8 +242,8 @@ fn compare_order(told: &Universe<'_>, ledger: &[Entry], verdict: &mut Verdict) {
 }
 
 /// What was rolled back was not told.
-fn compare_outcomes(told: &Universe<'_>, ledger: &[Entry], verdict: &mut Verdict) {
+fn compare_outcomes(told: &Universe<'_>, ledger: &HashMap<u64, &Entry>, verdict: &mut Verdict) {
     let all: HashSet<u64> = told.values().map(|told| told.tx).collect();
-    let undone = ledger.iter().filter(|entry| entry.outcome == Outcome::RolledBack && all.contains(&entry.tx));
+    let undone = ledger.values().filter(|entry| entry.outcome == Outcome::RolledBack && all.contains(&entry.tx));
     verdict.found("rolled back, and told", undone.map(|entry| format!("transaction {}", entry.tx)));
 }

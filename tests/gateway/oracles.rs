@@ -251,6 +251,11 @@ fn session() -> Vec<String> {
 
 /// What the oracles find where a client heard these frames, and the write-ahead log holds what an honest session tells.
 fn heard(frames: &[String]) -> Vec<String> {
+    heard_beside(frames, Vec::new())
+}
+
+/// The same, where writers know this of their transactions.
+fn heard_beside(frames: &[String], ledger: Vec<Entry>) -> Vec<String> {
     let mut reader = Story::new("reader", vec![]);
     for frame in frames {
         reader.hear(frame);
@@ -262,6 +267,7 @@ fn heard(frames: &[String]) -> Vec<String> {
         decoded: (1..=5).map(|commit| (700 + commit, [("public.account".to_owned(), count(commit))].into())).collect(),
         tables: tables.into_iter().collect(),
         span: (0, 5),
+        ledger,
         ..Evidence::default()
     };
     judge(&evidence).findings
@@ -315,4 +321,14 @@ fn only_what_retention_overtook_for_everybody_is_excused() {
         heard(&lost).iter().any(|finding| finding.starts_with("lost")),
         "one is missing beside those that were forgotten"
     );
+}
+
+#[test]
+fn what_was_rolled_back_and_told_is_caught_unless_a_crash_gave_its_number_to_another() {
+    let entry = |tx, outcome| Entry { tx, issued: 1, returned: 2, outcome };
+    let undone = entry(703, Outcome::RolledBack);
+
+    let findings = heard_beside(&session(), vec![undone.clone()]);
+    assert!(findings.iter().any(|finding| finding.starts_with("rolled back, and told")), "{findings:#?}");
+    assert_eq!(heard_beside(&session(), vec![undone, entry(703, Outcome::Committed)]), [""; 0]);
 }
