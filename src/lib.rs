@@ -23,7 +23,8 @@
 //!                        └─► hub
 //! ```
 //!
-//! Any number of gateways do so beside each other; the [`role`] of each says who numbers.
+//! Any number of gateways do so beside each other; the [`role`] of each says who numbers. What all of this promises, and why it holds, is
+//! told in `docs/delivery.md`; `tests/drill` breaks it on purpose.
 //!
 //! Beside that path: [`config`] holds every setting and bound, [`metrics`] what is counted and logged, [`install`] and [`check`] the
 //! commands for a database, [`local`] and [`dev`] the private PostgreSQL of `switchboard dev` and of the tests.

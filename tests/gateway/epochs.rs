@@ -37,7 +37,7 @@ async fn next_numbers(client: &mut Client, count: usize) -> Vec<i64> {
 }
 
 async fn snapshot_numbers(client: &mut Client) -> Vec<i64> {
-    let (rows, commits) = soon("the snapshot", client.snapshot()).await;
+    let (rows, commits) = client.snapshot().await;
     let told = commits.iter().flat_map(|commit| commit["changes"].as_array().unwrap()).map(|change| &change["new"]);
     let mut numbers: Vec<i64> = rows.iter().chain(told).map(|row| row["n"].as_i64().unwrap()).collect();
     numbers.sort_unstable();
@@ -53,7 +53,7 @@ async fn refused(gateway: &Gateway, cursor: &str) -> (Value, Vec<i64>) {
 
 /// Waits for the reset of a client that stayed connected; its reason.
 async fn reset(client: &mut Client) -> Value {
-    soon("the reset", client.next_of("reset", &["status", "position"])).await["reason"].clone()
+    client.next_of("reset", &["status", "position"]).await["reason"].clone()
 }
 
 async fn resume(gateway: &Gateway, cursor: &str) -> Client {
