@@ -93,15 +93,10 @@ impl Feed {
     /// One session with PostgreSQL, from listening to the loss of it.
     async fn session(&mut self) -> Result<Infallible> {
         let listener = Listener::connect(&self.config.database).await?;
-        let watch = watch(listener.link(), self.metrics.clone());
-        let log = self.log.clone();
+        let watch = watch(listener.link(), self.log.clone(), self.metrics.clone());
         tokio::select! {
             ended = self.work(listener) => ended,
-            lost = watch => {
-                // Statements in flight would wait for their answers far longer.
-                log.hang_up();
-                lost.context("the link to PostgreSQL is dead")
-            }
+            lost = watch => lost,
         }
     }
 
@@ -273,10 +268,15 @@ impl Feed {
 }
 
 /// Tries a link for as long as it works.
-async fn watch(link: Link, metrics: Arc<Metrics>) -> Result<Infallible> {
+async fn watch(link: Link, log: Log, metrics: Arc<Metrics>) -> Result<Infallible> {
     loop {
         sleep(LINK_CHECK_EVERY).await;
-        link.check().await?;
+        if let Err(error) = link.answers().await {
+            // Statements in flight would wait for their answers far longer.
+            log.hang_up();
+            return Err(error.context("the link to PostgreSQL is dead"));
+        }
+        link.rings().await?;
         metrics.doorbell_checked();
     }
 }

@@ -1,4 +1,4 @@
-//! The log: every statement that gateways send to PostgreSQL's side of it (`sql/03_feed.sql`, `sql/05_retention.sql`), over a pool.
+//! The log: every statement that gateways send to PostgreSQL's side of it (`sql/`, steps 3, 5 and 6), over a pool.
 //!
 //! It reads in pages bounded in rows and bytes and checks that they join without a hole. Statements are unnamed, so that they also
 //! work through a pooler. When to number, and what to do with what was read, it leaves to others.
