@@ -73,12 +73,13 @@ pub fn judge(evidence: &Evidence<'_>) -> Verdict {
         compare_rows(reader, &evidence.tables, &mut verdict);
     }
     let told = join_stories(evidence, &mut verdict);
+    let covered = Covered::by(evidence);
     for reader in &evidence.readers {
         for run in &reader.story.runs {
-            compare_run(reader, run, &told, &mut verdict);
+            compare_run(reader, run, &told, &covered, &mut verdict);
         }
     }
-    verdict.untold = untold(evidence);
+    verdict.untold = covered.untold(evidence.span);
     compare_decoded(&told, &evidence.decoded, &mut verdict);
     compare_numbered(&told, &evidence.numbered, &mut verdict);
     let ledger = unambiguous(&evidence.ledger);
@@ -136,30 +137,43 @@ fn join_stories<'a>(evidence: &'a Evidence<'_>, verdict: &mut Verdict) -> Univer
     told
 }
 
-/// How many positions no run covers of those who asked for everything.
-fn untold(evidence: &Evidence<'_>) -> i64 {
-    let all = evidence.readers.iter().filter(|reader| reader.wants.is_none());
-    let mut runs: Vec<(i64, i64)> =
-        all.flat_map(|reader| &reader.story.runs).map(|run| (run.after, run.until)).collect();
-    runs.sort_unstable();
-    let (mut covered, end) = evidence.span;
-    let mut untold = 0;
-    for (after, until) in runs.into_iter().chain([(end, end)]) {
-        untold += (after.min(end) - covered).max(0);
-        covered = covered.max(until);
+/// The positions that were told to somebody who asked for everything: spans, each behind its first position and up to its second.
+/// Between them retention overtook everybody.
+struct Covered(Vec<(i64, i64)>);
+
+impl Covered {
+    fn by(evidence: &Evidence<'_>) -> Covered {
+        let all = evidence.readers.iter().filter(|reader| reader.wants.is_none());
+        let mut spans: Vec<_> = all.flat_map(|reader| &reader.story.runs).map(|run| (run.after, run.until)).collect();
+        spans.sort_unstable();
+        Covered(spans)
     }
-    untold
+
+    fn has(&self, position: i64) -> bool {
+        self.0.iter().any(|(after, until)| *after < position && position <= *until)
+    }
+
+    /// How many positions of this span were told to nobody.
+    fn untold(&self, (mut covered, end): (i64, i64)) -> i64 {
+        let mut untold = 0;
+        for (after, until) in self.0.iter().copied().chain([(end, end)]) {
+            untold += (after.min(end) - covered).max(0);
+            covered = covered.max(until);
+        }
+        untold
+    }
 }
 
 /// A run is all of what was told in its span, once and in order, as far as its reader asked for it.
-fn compare_run(reader: &Reader<'_>, run: &Run, told: &Universe<'_>, verdict: &mut Verdict) {
+fn compare_run(reader: &Reader<'_>, run: &Run, told: &Universe<'_>, covered: &Covered, verdict: &mut Verdict) {
     let mut expected =
         told.range((Bound::Excluded(run.after), Bound::Included(run.until))).filter_map(|(position, told)| {
             let wanted = |table: &String| reader.wants.is_none_or(|wants| wants.contains(&table.as_str()));
             let tables: BTreeMap<&String, &Share> = told.tables.iter().filter(|(table, _)| wanted(table)).collect();
             (!tables.is_empty()).then_some((*position, tables))
         });
-    let mut actual = run.commits.iter().map(|told| (position_of(&told.cursor), told.tables.iter().collect()));
+    let actual = run.commits.iter().map(|told| (position_of(&told.cursor), told.tables.iter().collect()));
+    let mut actual = actual.filter(|(position, _)| covered.has(*position));
     loop {
         match (expected.next(), actual.next()) {
             (None, None) => return,

@@ -314,6 +314,16 @@ fn only_what_retention_overtook_for_everybody_is_excused() {
 
     // Behind commit 2, then rows that hold 3 and 4, then 5.
     assert_eq!(heard(&overtaken(4, 7)), [""; 0]);
+    let (mut all, mut some) = (Story::new("all", vec![]), Story::new("some", vec![]));
+    overtaken(4, 7).iter().for_each(|frame| _ = all.hear(frame));
+    honest.iter().for_each(|frame| _ = some.hear(frame));
+    let wants: &[&str] = &["public.account"];
+    let readers = vec![Reader { story: &all, wants: None }, Reader { story: &some, wants: Some(wants) }];
+    let findings = judge(&Evidence { readers, ..Evidence::default() }).findings;
+    assert!(
+        !findings.iter().any(|finding| finding.starts_with("missing")),
+        "who has more is not blamed: {findings:#?}"
+    );
     let mut lost = overtaken(4, 7);
     let last = lost.last_mut().unwrap();
     *last = last.replace(r#""tx":"705""#, r#""tx":"706""#);
