@@ -4,7 +4,7 @@
 //! The frozen one follows the same table as the others and is stuck for good: its socket is full before the measuring begins. Run with:
 //!
 //! ```text
-//! cargo bench --bench frozen                # 1,000 subscribers, 500 changes, 5 rounds in turns
+//! cargo bench --bench frozen                # 1,000 subscribers, 500 changes, 3 rounds in turns
 //! cargo bench --bench frozen -- --short     # to see that it works
 //! ```
 
@@ -23,9 +23,9 @@ use tokio_postgres::Client;
 
 use crate::harness::{Counter, PATIENCE, Server, beside_postgresql, greet, is_short};
 
-/// What is written to fill the frozen one's socket: 100 rows of 100 kB, more than Linux buffers on both sides together.
+/// What is written to fill the frozen one's socket: 30 changes of 200 kB, old and new, more than Linux buffers for a connection.
 const BALLAST: &str = "update watched set name = repeat('x', 100000) where id = 0";
-const BALLAST_ROWS: u64 = 100;
+const BALLAST_ROWS: u64 = 30;
 /// How much at least has to wait in its socket.
 const STUCK_BYTES_LEAST: u64 = 100_000;
 
@@ -39,7 +39,7 @@ struct Size {
 async fn main() -> Result<()> {
     let size = match is_short() {
         true => Size { subscribers: 50, changes: 50, rounds: 1 },
-        false => Size { subscribers: 1_000, changes: 500, rounds: 5 },
+        false => Size { subscribers: 1_000, changes: 500, rounds: 3 },
     };
     rlimit::increase_nofile_limit(u64::MAX)?;
     beside_postgresql(&[], async |server, client| measure(server, client, &size).await).await
