@@ -34,11 +34,6 @@ impl Scene {
         Scene { _server: server, db, slow, fast, ledger: Vec::new(), clock: 0 }
     }
 
-    fn now(&mut self) -> u64 {
-        self.clock += 1;
-        self.clock
-    }
-
     async fn commit(&mut self, slow: bool) {
         let session = if slow { &self.slow } else { &self.fast };
         let tx: String = session.query_one("select pg_current_xact_id()::text", &[]).await.unwrap().get(0);
@@ -68,8 +63,7 @@ impl Scene {
     }
 
     /// What the oracles find in this story.
-    async fn judge(&mut self, story: &Story) -> Vec<String> {
-        let _ = self.now();
+    async fn judge(&self, story: &Story) -> Vec<String> {
         let (decoded, _) = gather::decoded(&self.db, "0/0").await;
         let evidence = Evidence {
             readers: vec![Reader { story, wants: None }],
