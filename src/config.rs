@@ -125,6 +125,9 @@ pub struct GatewayArgs {
     /// How many subscribers at most, 1 to 1000000
     #[arg(long, env = "SWITCHBOARD_SUBSCRIBERS_MAX", default_value = "20000", value_name = "COUNT")]
     pub subscribers_max: String,
+    /// How many subscriptions one subscriber may have at a time, 1 to 10000
+    #[arg(long, env = "SWITCHBOARD_SUBSCRIPTIONS_MAX", default_value = "100", value_name = "COUNT")]
+    pub subscriptions_max: String,
     /// How many bytes of frames to keep for subscribers that are a little behind, 1048576 or more
     #[arg(long, env = "SWITCHBOARD_HISTORY_BYTES_MAX", default_value = "67108864", value_name = "BYTES")]
     pub history_bytes_max: String,
@@ -167,6 +170,8 @@ pub struct Config {
     pub poll: Duration,
     /// How many subscribers at most.
     pub subscribers_max: usize,
+    /// How many subscriptions one subscriber may have at a time.
+    pub subscriptions_max: usize,
     /// How many bytes of frames the hub keeps.
     pub history_bytes_max: usize,
     /// How many bytes one snapshot may take on disk.
@@ -314,6 +319,7 @@ impl GatewayArgs {
             stop_timeout: mistakes.millis("stop-timeout-ms", &self.stop_timeout_ms, 0, 600_000),
             poll: mistakes.millis("poll-ms", &self.poll_ms, 1, 60_000),
             subscribers_max: mistakes.number("subscribers-max", &self.subscribers_max, 1, 1_000_000),
+            subscriptions_max: mistakes.number("subscriptions-max", &self.subscriptions_max, 1, 10_000),
             history_bytes_max: mistakes.number("history-bytes-max", &self.history_bytes_max, 1 << 20, usize::MAX),
             snapshot_bytes_max: mistakes.number("snapshot-bytes-max", &self.snapshot_bytes_max, 1 << 20, u64::MAX),
             snapshots_bytes_max: mistakes.number("snapshots-bytes-max", &self.snapshots_bytes_max, 1 << 20, u64::MAX),
@@ -382,6 +388,8 @@ pub const CATCH_UP_BYTES_MAX: i64 = 64 << 10;
 pub const FRAME_BYTES_MAX: usize = 256 << 10;
 /// How many bytes a subscriber writes with one call, about.
 pub const WRITE_BYTES_MAX: usize = 256 << 10;
+/// While so many bytes wait for a subscriber, its subscriptions wait too.
+pub const OUTBOX_BYTES_MAX: usize = 256 << 10;
 /// How many bytes of a snapshot a subscriber holds for its client, about.
 pub const SNAPSHOT_PIECE_BYTES_MAX: usize = 64 << 10;
 /// How long a client may take for its request's head.

@@ -40,12 +40,14 @@ pub mod listener;
 pub mod local;
 pub mod log;
 pub mod metrics;
+pub mod outbox;
 pub mod protocol;
 pub mod role;
 pub mod server;
 pub mod snapshot;
 pub mod socket;
 pub mod subscriber;
+pub mod subscription;
 
 use std::sync::Arc;
 

@@ -22,7 +22,7 @@ use warp::{Filter, Rejection};
 use crate::config::{LINK_CHECK_EVERY, REQUEST_PATIENCE};
 use crate::protocol::Request;
 use crate::socket::Socket;
-use crate::subscriber::{self, Shared, Subscription};
+use crate::subscriber::{self, Shared, Spoken};
 
 /// How many connections may be busy with plain HTTP beside the subscribers.
 const REQUESTS_MAX: usize = 1024;
@@ -123,7 +123,7 @@ fn routes(server: Arc<Server>) -> impl Filter<Extract = (impl Reply,), Error = I
         .and(warp::get())
         .and(with_server.clone())
         .and(upgrade)
-        .map(|server: Arc<Server>, headers, upgrade| server.upgrade(&headers, upgrade, Subscription::SwitchStatus));
+        .map(|server: Arc<Server>, headers, upgrade| server.upgrade(&headers, upgrade, Spoken::SwitchStatus));
     let alive = get("healthz").map(|| "alive\n".into_response());
     let ready = get("readyz").and(with_server.clone()).map(|server: Arc<Server>| server.ready());
     let metrics = get("metrics").and(with_server).map(|server: Arc<Server>| server.metrics());
@@ -134,16 +134,16 @@ fn routes(server: Arc<Server>) -> impl Filter<Extract = (impl Reply,), Error = I
 
 impl Server {
     fn feed(&self, query: &str, headers: &HeaderMap, upgrade: Option<OnUpgrade>) -> Response {
-        let request = match Request::parse(query) {
-            Ok(request) => request,
+        let first = match Request::first(query) {
+            Ok(first) => first,
             Err(mistake) => return error(StatusCode::BAD_REQUEST, "bad_request", &mistake),
         };
         // Whether the tables are watched is found out once the socket is up; who is wrong there gets 4400.
-        self.upgrade(headers, upgrade, Subscription::Feed(request))
+        self.upgrade(headers, upgrade, Spoken::Feed(first))
     }
 
     /// Answers a WebSocket handshake (RFC 6455, 4.2) and starts the subscriber.
-    fn upgrade(&self, headers: &HeaderMap, upgrade: Option<OnUpgrade>, subscription: Subscription) -> Response {
+    fn upgrade(&self, headers: &HeaderMap, upgrade: Option<OnUpgrade>, spoken: Spoken) -> Response {
         let says = |name: header::HeaderName, word: &str| {
             let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
             values.flat_map(|value| value.split(',')).any(|value| value.trim().eq_ignore_ascii_case(word))
@@ -183,7 +183,7 @@ impl Server {
         self.shared.metrics.subscriber_opened();
         let (cut, shared) = (self.shared.cut.clone(), self.shared.clone());
         // Boxed, since what waits for either of two things keeps room for the future it was given, twice.
-        self.subscribers.spawn(cut.run_until_cancelled_owned(Box::pin(run_upgraded(upgrade, subscription, shared))));
+        self.subscribers.spawn(cut.run_until_cancelled_owned(Box::pin(run_upgraded(upgrade, spoken, shared))));
         let answer = warp::reply::with_status(warp::reply(), StatusCode::SWITCHING_PROTOCOLS).into_response();
         let answer = with_header(answer, header::UPGRADE, "websocket");
         with_header(with_header(answer, header::CONNECTION, "upgrade"), header::SEC_WEBSOCKET_ACCEPT, &accept)
@@ -214,7 +214,7 @@ impl Server {
 }
 
 /// Takes the raw stream out of hyper's hands and runs the subscriber on it.
-async fn run_upgraded(upgrade: OnUpgrade, subscription: Subscription, shared: Arc<Shared>) {
+async fn run_upgraded(upgrade: OnUpgrade, spoken: Spoken, shared: Arc<Shared>) {
     let parts = match timeout(REQUEST_PATIENCE, upgrade).await {
         Ok(Ok(upgraded)) => upgraded.downcast::<TokioIo<TcpStream>>().ok(),
         _ => None,
@@ -223,7 +223,7 @@ async fn run_upgraded(upgrade: OnUpgrade, subscription: Subscription, shared: Ar
     let socket = Socket::new(parts.io.into_inner(), &parts.read_buf, shared.config.write_timeout);
     // hyper's read buffer is let go here: it is larger than all the rest of an idle subscriber.
     drop(parts.read_buf);
-    subscriber::run(socket, subscription, shared).await;
+    subscriber::run(socket, spoken, shared).await;
 }
 
 /// The live page.

@@ -21,6 +21,7 @@ mod retention;
 mod snapshots;
 mod statements;
 mod stopping;
+mod subscriptions;
 mod switch_status;
 mod trouble;
 mod values;

@@ -1,6 +1,10 @@
 //! Protocol 1: what travels over the wire, and nothing of how.
 //!
-//! Requests are read here, frames and their WebSocket headers are written here, and the close codes have their one table here.
+//! Frames are written here, and the close codes have their one table here; requests are read in [`request`], the WebSocket frames that
+//! carry it all are in [`frame`].
+
+pub mod frame;
+pub mod request;
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -8,6 +12,10 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::Value;
+
+use frame::{Opcode, frame};
+pub use frame::{payloads, tagged};
+pub use request::{From, Message, OnReset, Request};
 
 use crate::change::{Change, Cursor, Op, Part, TableName, fields, write_json};
 
@@ -57,121 +65,6 @@ impl Kind {
     }
 }
 
-/// Where a subscription begins.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum From {
-    /// With the current rows.
-    Snapshot,
-    /// With whatever comes next.
-    Now,
-    /// Behind this cursor, which may be any text: what cannot be served gets a `reset`.
-    Cursor(String),
-}
-
-/// What a cursor gets that cannot be served, after its `reset`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum OnReset {
-    /// A fresh snapshot.
-    Snapshot,
-    /// [`Close::CursorGone`].
-    Close,
-}
-
-/// The request for one subscription.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Request {
-    /// The tables asked for, as they were written; none means all.
-    pub tables: Option<Vec<String>>,
-    /// Where to begin.
-    pub from: From,
-    /// What to do where that cannot be.
-    pub on_reset: OnReset,
-}
-
-impl Request {
-    /// Reads the parameters of an address. Unknown ones are ignored; a wrong one gives a sentence that names the value and the remedy.
-    pub fn parse(query: &str) -> Result<Request, String> {
-        let mut request = Request { tables: None, from: From::Snapshot, on_reset: OnReset::Snapshot };
-        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
-            match &*name {
-                "table" => request.tables = Some(table_names(&value)?),
-                "from" => {
-                    request.from = match &*value {
-                        "" => return Err("from is empty; say snapshot, now, or a cursor".to_owned()),
-                        "snapshot" => From::Snapshot,
-                        "now" => From::Now,
-                        cursor => From::Cursor(cursor.to_owned()),
-                    }
-                }
-                "on_reset" => {
-                    request.on_reset = match &*value {
-                        "snapshot" => OnReset::Snapshot,
-                        "close" => OnReset::Close,
-                        other => return Err(format!("on_reset={other} is unknown; say snapshot or close")),
-                    }
-                }
-                "where" | "columns" => {
-                    return Err(format!("{name} is not served by this version; leave it out and select in the client"));
-                }
-                _ => {}
-            }
-        }
-        Ok(request)
-    }
-}
-
-/// Comma-separated names; one that holds a comma stands in double quotes.
-fn table_names(text: &str) -> Result<Vec<String>, String> {
-    let mut names = vec![String::new()];
-    let mut quoted = false;
-    for character in text.chars() {
-        match character {
-            '"' => quoted = !quoted,
-            ',' if !quoted => names.push(String::new()),
-            other => names.last_mut().expect("it begins with one name").push(other),
-        }
-    }
-    if quoted {
-        return Err(format!("table={text} has a quote that does not end; write \"a,b\" or leave the quotes out"));
-    }
-    if names.iter().any(|name| name.trim().is_empty()) {
-        return Err(format!(
-            "table={text} names an empty table; give names like switch or sales.orders, or leave it out"
-        ));
-    }
-    Ok(names.into_iter().map(|name| name.trim().to_owned()).collect())
-}
-
-/// What a client may send in a text frame.
-#[derive(PartialEq, Eq, Debug)]
-pub enum Message {
-    /// To be answered by `pong`.
-    Ping(Option<Value>),
-    /// Anything else: the code and the sentence of the `error` frame, with the request's `id`.
-    Wrong(&'static str, String, Option<Value>),
-}
-
-impl Message {
-    /// Reads a message; what is wrong with it becomes an answer, never a failure.
-    pub fn parse(text: &str) -> Message {
-        let Ok(Value::Object(mut fields)) = serde_json::from_str(text) else {
-            let remedy = r#"the message is not a JSON object; send for example {"type":"ping"}"#;
-            return Message::Wrong("bad_message", remedy.to_owned(), None);
-        };
-        let id = fields.remove("id");
-        match fields.get("type").and_then(|name| name.as_str()) {
-            Some("ping") => Message::Ping(id),
-            Some(other) => {
-                let other: String = other.chars().take(100).collect();
-                Message::Wrong("unknown_type", format!("type {other:?} is unknown to this version; it takes ping"), id)
-            }
-            None => {
-                Message::Wrong("bad_message", "the message has no \"type\"; this version takes ping".to_owned(), id)
-            }
-        }
-    }
-}
-
 /// Why a connection ends: the one table of close codes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Close {
@@ -213,45 +106,6 @@ impl Close {
             Close::CursorGone => (4410, "cursor gone; begin anew"),
         }
     }
-}
-
-/// A WebSocket opcode that the gateway writes (RFC 6455, 5.2).
-#[derive(Clone, Copy)]
-enum Opcode {
-    Text = 0x1,
-    Close = 0x8,
-    Ping = 0x9,
-}
-
-/// Appends one unmasked, unfragmented WebSocket frame (RFC 6455, 5.2) whose payload `write` appends.
-fn frame(out: &mut Vec<u8>, opcode: Opcode, write: impl FnOnce(&mut Vec<u8>)) {
-    const LONGEST_HEADER: usize = 10;
-    let start = out.len();
-    out.extend_from_slice(&[0; LONGEST_HEADER]);
-    write(out);
-    let length = out.len() - start - LONGEST_HEADER;
-    let mut header = [0; LONGEST_HEADER];
-    header[0] = 0x80 | opcode as u8;
-    let header_length = match length {
-        0..=125 => {
-            header[1] = length as u8;
-            2
-        }
-        126..=0xffff => {
-            header[1] = 126;
-            header[2..4].copy_from_slice(&(length as u16).to_be_bytes());
-            4
-        }
-        _ => {
-            header[1] = 127;
-            header[2..10].copy_from_slice(&(length as u64).to_be_bytes());
-            10
-        }
-    };
-    // The length is known only now; the payload moves up to the header that it needs.
-    out.copy_within(start + LONGEST_HEADER.., start + header_length);
-    out.truncate(start + header_length + length);
-    out[start..start + header_length].copy_from_slice(&header[..header_length]);
 }
 
 /// The frames that are not made in bulk.
@@ -511,58 +365,5 @@ fn plain_text(json: &str) -> Cow<'_, str> {
         "null" => Cow::Borrowed(""),
         text if text.starts_with('"') => serde_json::from_str(text).map_or(Cow::Borrowed(text), Cow::Owned),
         other => Cow::Borrowed(other),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_frame_has_the_shortest_header_that_fits() {
-        for (length, header) in [
-            (0, vec![0x81, 0]),
-            (125, vec![0x81, 125]),
-            (126, vec![0x81, 126, 0, 126]),
-            (65535, vec![0x81, 126, 0xff, 0xff]),
-            (65536, vec![0x81, 127, 0, 0, 0, 0, 0, 1, 0, 0]),
-        ] {
-            let mut out = b"before".to_vec();
-
-            frame(&mut out, Opcode::Text, |out| out.extend(std::iter::repeat_n(b'x', length)));
-
-            assert_eq!(out[6..6 + header.len()], header);
-            assert_eq!(out[6 + header.len()..], vec![b'x'; length]);
-        }
-    }
-
-    #[test]
-    fn a_request_reads_its_parameters_and_ignores_others() {
-        assert_eq!(
-            Request::parse("table=switch,%22a%2Cb%22&from=now&on_reset=close&x=1"),
-            Ok(Request {
-                tables: Some(vec!["switch".into(), "a,b".into()]),
-                from: From::Now,
-                on_reset: OnReset::Close
-            })
-        );
-        assert_eq!(Request::parse(""), Ok(Request { tables: None, from: From::Snapshot, on_reset: OnReset::Snapshot }));
-    }
-
-    #[test]
-    fn a_wrong_parameter_is_named_with_its_remedy() {
-        assert_eq!(Request::parse("on_reset=x").unwrap_err(), "on_reset=x is unknown; say snapshot or close");
-        assert!(Request::parse("table=a,,b").unwrap_err().contains("empty table"));
-        assert!(Request::parse("table=%22a").unwrap_err().contains("quote"));
-        assert!(Request::parse("from=").unwrap_err().contains("cursor"));
-        assert!(Request::parse("where=a.eq.1").unwrap_err().contains("where"));
-    }
-
-    #[test]
-    fn whatever_a_client_sends_becomes_an_answer() {
-        assert_eq!(Message::parse(r#"{"type":"ping","id":7,"x":1}"#), Message::Ping(Some(7.into())));
-        for text in ["", "[]", "1", "{", r#"{"type":1}"#, r#"{"type":"nonsense"}"#, "\u{0}"] {
-            assert!(matches!(Message::parse(text), Message::Wrong(..)), "{text}");
-        }
     }
 }

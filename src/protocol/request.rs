@@ -1,0 +1,233 @@
+//! What clients ask for: the parameters of an address, and the messages on a socket.
+
+use serde_json::{Map, Value};
+
+/// Where a subscription begins.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum From {
+    /// With the current rows.
+    Snapshot,
+    /// With whatever comes next.
+    Now,
+    /// Behind this cursor, which may be any text: what cannot be served gets a `reset`.
+    Cursor(String),
+}
+
+/// What a cursor gets that cannot be served, after its `reset`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OnReset {
+    /// A fresh snapshot.
+    Snapshot,
+    /// [`Close::CursorGone`].
+    Close,
+}
+
+/// The parameters of a subscription.
+const PARAMETERS: [&str; 5] = ["table", "where", "columns", "from", "on_reset"];
+
+/// The request for one subscription.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Request {
+    /// The tables asked for, as they were written; none means all.
+    pub tables: Option<Vec<String>>,
+    /// Where to begin.
+    pub from: From,
+    /// What to do where that cannot be.
+    pub on_reset: OnReset,
+}
+
+impl Default for Request {
+    fn default() -> Request {
+        Request { tables: None, from: From::Snapshot, on_reset: OnReset::Snapshot }
+    }
+}
+
+impl Request {
+    /// Reads the parameters of an address. Unknown ones are ignored; a wrong one gives a sentence that names the value and the remedy.
+    pub fn parse(query: &str) -> Result<Request, String> {
+        let mut request = Request::default();
+        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+            request.set(&name, &value)?;
+        }
+        Ok(request)
+    }
+
+    /// Reads the address of a socket: `first=none` asks for no subscription of the address's own.
+    pub fn first(query: &str) -> Result<Option<Request>, String> {
+        let mut others = form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name != "first");
+        let mut first = form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == "first");
+        match first.next().as_ref().map(|(_, value)| &**value) {
+            None => Request::parse(query).map(Some),
+            Some("none") => match others.find(|(name, _)| PARAMETERS.contains(&&**name)) {
+                None => Ok(None),
+                Some((name, _)) => Err(format!(
+                    "first=none asks for no subscription by the address, and {name} is there; leave one of them out"
+                )),
+            },
+            Some(other) => {
+                Err(format!("first={other} is unknown; say first=none to subscribe by messages only, or leave it out"))
+            }
+        }
+    }
+
+    /// Reads the fields of a message, which are called as the parameters are. Names may also stand in a list.
+    fn of_message(fields: &Map<String, Value>) -> Result<Request, String> {
+        let mut request = Request::default();
+        for (name, value) in fields.iter().filter(|(name, _)| PARAMETERS.contains(&name.as_str())) {
+            match value {
+                Value::Null => {}
+                Value::String(text) => request.set(name, text)?,
+                Value::Array(names) if name == "table" => {
+                    for text in names {
+                        let text = text.as_str().filter(|text| !text.trim().is_empty());
+                        let text = text.ok_or_else(|| format!("{name} lists {value}, and not only names of tables"))?;
+                        request.tables.get_or_insert_default().push(text.trim().to_owned());
+                    }
+                }
+                other => return Err(format!("{name} is {other}; give text, as in the address")),
+            }
+        }
+        Ok(request)
+    }
+
+    fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
+        match name {
+            "table" => self.tables.get_or_insert_default().extend(names(name, value)?),
+            "from" => {
+                self.from = match value {
+                    "" => return Err("from is empty; say snapshot, now, or a cursor".to_owned()),
+                    "snapshot" => From::Snapshot,
+                    "now" => From::Now,
+                    cursor => From::Cursor(cursor.to_owned()),
+                }
+            }
+            "on_reset" => {
+                self.on_reset = match value {
+                    "snapshot" => OnReset::Snapshot,
+                    "close" => OnReset::Close,
+                    other => return Err(format!("on_reset={other} is unknown; say snapshot or close")),
+                }
+            }
+            "where" | "columns" => {
+                return Err(format!("{name} is not served by this version; leave it out and select in the client"));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// Comma-separated names; one that holds a comma stands in double quotes.
+fn names(parameter: &str, text: &str) -> Result<Vec<String>, String> {
+    let mut names = vec![String::new()];
+    let mut quoted = false;
+    for character in text.chars() {
+        match character {
+            '"' => quoted = !quoted,
+            ',' if !quoted => names.push(String::new()),
+            other => names.last_mut().expect("it begins with one name").push(other),
+        }
+    }
+    if quoted {
+        return Err(format!("{parameter}={text} has a quote that does not end; write \"a,b\" or leave the quotes out"));
+    }
+    if names.iter().any(|name| name.trim().is_empty()) {
+        let example = if parameter == "table" { "switch,sales.orders" } else { "id,name" };
+        return Err(format!(
+            "{parameter}={text} holds an empty name; give names with commas between them, such as {example}, or leave it out"
+        ));
+    }
+    Ok(names.into_iter().map(|name| name.trim().to_owned()).collect())
+}
+
+/// The types of messages there are.
+const TYPES: &str = "subscribe, unsubscribe and ping";
+
+/// What a client may send in a text frame.
+#[derive(PartialEq, Eq, Debug)]
+pub enum Message {
+    /// To be answered by `pong`.
+    Ping(Option<Value>),
+    /// Another subscription, whose frames are to carry this `id` as their `sub`.
+    Subscribe(Value, Box<Request>),
+    /// The end of the subscription of this `id`; without one, of that of the address.
+    Unsubscribe(Option<Value>),
+    /// Anything else: the code and the sentence of the `error` frame, with the request's `id`.
+    Wrong(&'static str, String, Option<Value>),
+}
+
+impl Message {
+    /// Reads a message; what is wrong with it becomes an answer, never a failure.
+    pub fn parse(text: &str) -> Message {
+        let Ok(Value::Object(mut fields)) = serde_json::from_str(text) else {
+            let remedy = r#"the message is not a JSON object; send for example {"type":"ping"}"#;
+            return Message::Wrong("bad_message", remedy.to_owned(), None);
+        };
+        let id = fields.remove("id");
+        match fields.get("type").and_then(|name| name.as_str()) {
+            Some("ping") => Message::Ping(id),
+            Some("subscribe") => Message::subscribe(id, &fields),
+            Some("unsubscribe") => Message::Unsubscribe(id.filter(|id| !id.is_null())),
+            Some(other) => {
+                let other: String = other.chars().take(100).collect();
+                Message::Wrong(
+                    "unknown_type",
+                    format!("type {other:?} is unknown to this version; it takes {TYPES}"),
+                    id,
+                )
+            }
+            None => {
+                Message::Wrong("bad_message", format!("the message has no \"type\"; this version takes {TYPES}"), id)
+            }
+        }
+    }
+
+    fn subscribe(id: Option<Value>, fields: &Map<String, Value>) -> Message {
+        let id = match id {
+            Some(id @ (Value::String(_) | Value::Number(_))) => id,
+            other => {
+                let remedy = r#"a subscription needs an "id", text or a number, which its frames will carry as "sub""#;
+                return Message::Wrong("bad_request", remedy.to_owned(), other);
+            }
+        };
+        match Request::of_message(fields) {
+            Ok(request) => Message::Subscribe(id, Box::new(request)),
+            Err(mistake) => Message::Wrong("bad_request", mistake, Some(id)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_reads_its_parameters_and_ignores_others() {
+        assert_eq!(
+            Request::parse("table=switch,%22a%2Cb%22&from=now&on_reset=close&x=1"),
+            Ok(Request {
+                tables: Some(vec!["switch".into(), "a,b".into()]),
+                from: From::Now,
+                on_reset: OnReset::Close
+            })
+        );
+        assert_eq!(Request::parse(""), Ok(Request { tables: None, from: From::Snapshot, on_reset: OnReset::Snapshot }));
+    }
+
+    #[test]
+    fn a_wrong_parameter_is_named_with_its_remedy() {
+        assert_eq!(Request::parse("on_reset=x").unwrap_err(), "on_reset=x is unknown; say snapshot or close");
+        assert!(Request::parse("table=a,,b").unwrap_err().contains("empty name"));
+        assert!(Request::parse("table=%22a").unwrap_err().contains("quote"));
+        assert!(Request::parse("from=").unwrap_err().contains("cursor"));
+        assert!(Request::parse("where=a.eq.1").unwrap_err().contains("where"));
+    }
+
+    #[test]
+    fn whatever_a_client_sends_becomes_an_answer() {
+        assert_eq!(Message::parse(r#"{"type":"ping","id":7,"x":1}"#), Message::Ping(Some(7.into())));
+        for text in ["", "[]", "1", "{", r#"{"type":1}"#, r#"{"type":"nonsense"}"#, "\u{0}"] {
+            assert!(matches!(Message::parse(text), Message::Wrong(..)), "{text}");
+        }
+    }
+}

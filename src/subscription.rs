@@ -1,0 +1,461 @@
+//! A subscription: the way of one selection to one client, from its first frame to the reason it ends.
+//!
+//! It joins the hub before it reads the log, so that nothing falls between; catches up; says that it is ready; follows. One that falls
+//! behind the hub's history does the same again. It writes to an outlet and knows neither sockets nor the other subscriptions of its
+//! connection; dropping it ends it at any wait.
+//!
+//! What it holds while its client takes nothing, at most: when it catches up, one encoded page of the log (`CATCH_UP_BYTES_MAX` and one
+//! row, with some 200 bytes for each of at most `CATCH_UP_CHANGES_MAX` changes); when it takes a snapshot, one piece of it
+//! (`SNAPSHOT_PIECE_BYTES_MAX` and one frame); when it follows, `WRITE_BYTES_MAX` and one frame of a history, which it shares with all
+//! who are as far behind. The next is fetched only once the client took everything. It holds no connection to the database meanwhile.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::anyhow;
+use bytes::Bytes;
+use tokio::time::{sleep, timeout};
+
+use crate::change::{Cursor, Place, Position};
+use crate::hub::{Head, Joined, News};
+use crate::log::{Log, Page, PageSize, Visible};
+use crate::outbox::Outlet;
+use crate::protocol::{self, Encoder, Form, From, Kind, OnReset, Request, Selection};
+use crate::snapshot::Piece;
+use crate::subscriber::Shared;
+
+/// How often a step that needs PostgreSQL is tried while PostgreSQL seems to be there.
+const ATTEMPTS_MAX: u32 = 5;
+/// How long to wait between two of them.
+const ATTEMPT_EVERY: Duration = Duration::from_millis(500);
+/// How long to wait, while PostgreSQL is there, for a commit that has its position but was not published: only a fault takes so long.
+const HEAD_PATIENCE: Duration = Duration::from_secs(600);
+
+/// How a subscription ended. The client was told, as far as there is something to tell.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ended {
+    /// What was asked for is not there.
+    Wrong,
+    /// The cursor cannot be served, and `on_reset=close` was asked for.
+    CursorGone,
+    /// A fault of the gateway's, or of its database.
+    Failed,
+}
+
+/// One selection's way to one client.
+pub struct Subscription {
+    kind: Kind,
+    shared: Arc<Shared>,
+    outlet: Outlet,
+    /// The cursor of the last frame sent that has one.
+    last: Option<Cursor>,
+    /// Which life of the hub's positions it follows.
+    life: u64,
+}
+
+/// Why a subscription cannot go on as it is.
+enum End {
+    /// The positions do not go on, for this reason: begin anew.
+    Reset { reason: Arc<str>, oldest: Option<Cursor> },
+    /// What was asked for is not there, as this sentence says.
+    Wrong(String),
+    /// What was asked of PostgreSQL did not work.
+    Failed(anyhow::Error),
+}
+
+impl std::convert::From<anyhow::Error> for End {
+    fn from(error: anyhow::Error) -> End {
+        End::Failed(error)
+    }
+}
+
+/// Serves what was asked for until that cannot go on.
+pub async fn feed(request: Request, outlet: Outlet, shared: Arc<Shared>) -> Ended {
+    let kind = Kind { selection: Selection::default(), form: Form::Feed };
+    let mut subscription = Box::new(Subscription { kind, shared, outlet, last: None, life: 0 });
+    subscription.serve(request).await
+}
+
+/// Serves the stream of `/switch/status` until that cannot go on.
+pub async fn switch_status(outlet: Outlet, shared: Arc<Shared>) -> Ended {
+    let mut subscription = Box::new(Subscription { kind: Kind::switch_status(), shared, outlet, last: None, life: 0 });
+    loop {
+        match subscription.follow_from(None).await {
+            // This stream has no positions to lose: it goes on with what comes next.
+            End::Reset { .. } => {}
+            End::Wrong(what) => unreachable!("nothing was asked for: {what}"),
+            End::Failed(error) => {
+                tracing::warn!("a subscriber could not be served: {error:#}");
+                return Ended::Failed;
+            }
+        }
+    }
+}
+
+impl Subscription {
+    async fn serve(&mut self, request: Request) -> Ended {
+        let mut from = request.from.clone();
+        loop {
+            let end = match Box::pin(self.start(&request, &from)).await {
+                Ok(start) => self.follow_from(Some(start)).await,
+                Err(end) => end,
+            };
+            match end {
+                End::Reset { reason, oldest } => {
+                    self.send(protocol::reset(&reason, oldest)).await;
+                    if request.on_reset == OnReset::Close {
+                        if self.outlet.sub().is_some() {
+                            // The connection goes on; without a word the client would wait for rows.
+                            let remedy =
+                                "the cursor cannot be served, and on_reset=close was asked for; subscribe anew";
+                            self.refuse("cursor_gone", remedy).await;
+                        }
+                        return Ended::CursorGone;
+                    }
+                    self.last = None;
+                    from = From::Snapshot;
+                }
+                End::Wrong(mistake) => {
+                    self.refuse("bad_request", &mistake).await;
+                    return Ended::Wrong;
+                }
+                End::Failed(error) => {
+                    tracing::warn!("a subscriber could not be served: {error:#}");
+                    let message =
+                        format!("{error:#}; reconnect, and if it stays so let the operator run \"switchboard check\"");
+                    self.refuse("failed", &message).await;
+                    return Ended::Failed;
+                }
+            }
+        }
+    }
+
+    /// Says why the subscription ends, under the `id` of the message that asked for it.
+    async fn refuse(&self, code: &str, message: &str) {
+        let id = self.outlet.sub().and_then(|sub| serde_json::from_str(sub).ok());
+        self.send(protocol::error(code, message, id)).await;
+    }
+
+    /// Finds what was asked for, sends what comes before the stream, and says where the stream begins.
+    async fn start(&mut self, request: &Request, from: &From) -> Result<Start, End> {
+        self.wait_for_database().await;
+        self.select(request).await?;
+        let head = self.begin().await;
+        match from {
+            From::Now => {
+                let joined = self.join()?;
+                Ok(Start { place: Place::after(joined.head.cursor.position), skip: None, joined: Some(joined) })
+            }
+            From::Cursor(text) => self.resume(text, head).await,
+            From::Snapshot => {
+                let _turn = self.outlet.turn().await;
+                self.send_rows(head).await
+            }
+        }
+    }
+
+    /// Finds the tables that were asked for.
+    async fn select(&mut self, request: &Request) -> Result<(), End> {
+        let Some(wanted) = &request.tables else { return Ok(()) };
+        let mut selection = find_tables(&self.shared.log, wanted);
+        if selection.is_err() {
+            // Watched a moment ago, perhaps.
+            let log = self.shared.log.clone();
+            if let Err(error) = self.attend(log.refresh_tables()).await {
+                tracing::debug!("tables could not be looked up: {error:#}");
+            }
+            selection = find_tables(&self.shared.log, wanted);
+        }
+        self.kind.selection = selection.map_err(End::Wrong)?;
+        Ok(())
+    }
+
+    async fn resume(&mut self, text: &str, head: Cursor) -> Result<Start, End> {
+        let Ok(cursor) = text.parse::<Cursor>() else {
+            return Err(End::Reset { reason: "unknown".into(), oldest: None });
+        };
+        if cursor != head {
+            let log = self.shared.log.clone();
+            let look = || {
+                let log = log.clone();
+                async move { log.look(cursor.position).await }
+            };
+            let extent = self.with_database(look).await?;
+            if let Some(reason) = extent.refusal(cursor) {
+                return Err(End::Reset { reason: reason.into(), oldest: Some(extent.oldest) });
+            }
+        }
+        self.last = Some(cursor);
+        Ok(Start { place: Place::after(cursor.position), skip: None, joined: None })
+    }
+
+    async fn send_rows(&mut self, head: Cursor) -> Result<Start, End> {
+        let (snapshots, selection, life) = (self.shared.snapshots.clone(), self.kind.selection.clone(), self.life);
+        let begin = || {
+            let snapshot = snapshots.get(&selection, life);
+            async move {
+                let piece = snapshot.piece(0).await?;
+                Ok((snapshot, piece))
+            }
+        };
+        let (snapshot, mut piece) = self.with_database(begin).await?;
+        loop {
+            match piece {
+                Piece::Frames(frames, following) => {
+                    self.send(frames).await;
+                    self.outlet.emptied().await;
+                    // Once rows were sent, another reading could not go on in the middle of them: a failure is the end.
+                    piece = self.attend(snapshot.piece(following)).await?;
+                }
+                Piece::End(join) => {
+                    if join.epoch != head.epoch {
+                        return Err(End::Reset { reason: "epoch".into(), oldest: None });
+                    }
+                    // What the rows hold must be behind us before we join, or it would come again.
+                    self.wait_for_head(join.covered).await?;
+                    return Ok(Start { place: Place::after(join.head), skip: Some(join.visible), joined: None });
+                }
+            }
+        }
+    }
+
+    /// Follows the stream from here until it cannot go on. `None`: from now on, and without a word about it.
+    async fn follow_from(&mut self, start: Option<Start>) -> End {
+        let announce = start.is_some();
+        let (mut place, mut joined, mut skip) = match start {
+            Some(start) => (start.place, start.joined, start.skip),
+            None => match self.begin_now().await {
+                Ok(joined) => (Place::after(joined.head.cursor.position), Some(joined), None),
+                Err(end) => return end,
+            },
+        };
+        let mut ready = false;
+        loop {
+            let at = match joined.take() {
+                Some(joined) => joined,
+                None => match Box::pin(self.catch_up(place, skip.take())).await {
+                    Ok(joined) => joined,
+                    Err(end) => return end,
+                },
+            };
+            let splice = match ready {
+                false => Some(protocol::ready(self.last, at.last)),
+                true if self.last != Some(at.last) => Some(protocol::position(self.last, at.last)),
+                true => None,
+            };
+            self.last = Some(at.last);
+            if let Some(frame) = splice.filter(|_| announce) {
+                self.send(frame).await;
+            }
+            ready = true;
+            match self.follow(at).await {
+                Ok(behind) => place = behind,
+                Err(end) => return end,
+            }
+        }
+    }
+
+    /// Reads the log from `place` until the hub goes on from there, leaving out what `skip` already saw.
+    async fn catch_up(&mut self, mut place: Place, skip: Option<Visible>) -> Result<Joined, End> {
+        let mut encoder = Encoder::new(self.kind.clone(), self.last);
+        if place.serial.is_some() {
+            encoder.go_on();
+        }
+        loop {
+            // Before the log is read: a commit published in between would be in neither.
+            let joined = self.join()?;
+            if place == Place::after(joined.head.cursor.position)
+                && !matches!(joined.topic.take(joined.next), News::Behind)
+            {
+                return Ok(joined);
+            }
+            if place >= Place::after(joined.head.cursor.position) {
+                // In the middle of a commit that the hub is being brought, or that its history does not hold whole.
+                let beyond = joined.head.cursor.position + 1;
+                drop(joined);
+                self.wait_for_head(beyond).await?;
+                continue;
+            }
+            let until = joined.head.cursor.position.max(place.whole());
+            let _turn = self.outlet.turn().await;
+            while place < Place::after(until) {
+                self.outlet.emptied().await;
+                let (shared, known) = (self.shared.clone(), joined.head.cursor);
+                let read = || {
+                    let log = shared.log.clone();
+                    async move { log.read(known, place, until, PageSize::CATCH_UP).await }
+                };
+                let parts = match self.with_database(read).await? {
+                    Page::Parts(parts) => parts,
+                    Page::Overtaken => return Err(self.overtaken().await?),
+                };
+                let mut out = Vec::new();
+                for part in parts {
+                    place = part.place();
+                    if !skip.as_ref().is_some_and(|visible| visible.sees(part.tx)) {
+                        encoder.encode(&part, &mut out);
+                    }
+                }
+                self.last = encoder.last;
+                self.send(Bytes::from(out)).await;
+            }
+        }
+    }
+
+    /// Follows the hub. Returns how far that went when the hub no longer has what comes next.
+    async fn follow(&mut self, joined: Joined) -> Result<Place, End> {
+        let mut place = Place::after(joined.head.cursor.position);
+        let mut next = joined.next;
+        let mut news = joined.topic.news();
+        loop {
+            news.mark_unchanged();
+            match joined.topic.take(next) {
+                // An error says that the topic is gone; this subscription holds it.
+                News::Nothing => drop(news.changed().await),
+                News::Chunks { chunks, next: following, place: end, last } => {
+                    self.outlet.send_all(chunks).await;
+                    (next, place) = (following, end);
+                    self.last = Some(last);
+                }
+                News::Behind => return Ok(place),
+                News::Reset(reason) => return Err(End::Reset { reason, oldest: None }),
+            }
+        }
+    }
+
+    /// Waits until the hub knows where the log ends, and follows its positions from then on.
+    async fn begin(&mut self) -> Cursor {
+        loop {
+            if let Some(head) = self.shared.hub.head() {
+                self.life = head.life;
+                return head.cursor;
+            }
+            self.wait_for_database().await;
+        }
+    }
+
+    async fn begin_now(&mut self) -> Result<Joined, End> {
+        self.begin().await;
+        self.join()
+    }
+
+    /// A place at the end of the hub's history.
+    fn join(&self) -> Result<Joined, End> {
+        match self.shared.hub.join(&self.kind) {
+            Some(joined) if joined.head.life == self.life => Ok(joined),
+            _ => Err(End::Reset { reason: self.shared.hub.reason(), oldest: None }),
+        }
+    }
+
+    /// Waits until the hub has published this commit.
+    async fn wait_for_head(&mut self, position: Position) -> Result<(), End> {
+        let mut heads = self.shared.hub.heads();
+        let life = self.life;
+        let mut arrived = async || {
+            let there =
+                |head: &Option<Head>| head.is_some_and(|head| head.cursor.position >= position || head.life != life);
+            // Where the positions do not go on, joining says so.
+            timeout(HEAD_PATIENCE, heads.wait_for(there)).await.is_ok()
+        };
+        while !self.attend(arrived()).await {
+            if *self.shared.hub.database().borrow() {
+                return Err(anyhow!("position {position} did not come within {} s", HEAD_PATIENCE.as_secs()).into());
+            }
+        }
+        Ok(())
+    }
+
+    /// What to tell a client for which the log does not hold what follows.
+    async fn overtaken(&mut self) -> Result<End, End> {
+        let (log, last) = (self.shared.log.clone(), self.last);
+        let look = || {
+            let log = log.clone();
+            async move { log.look(last.map_or(0, |last| last.position)).await }
+        };
+        let extent = self.with_database(look).await?;
+        let reason = last.and_then(|last| extent.refusal(last)).unwrap_or("expired");
+        Ok(End::Reset { reason: reason.into(), oldest: Some(extent.oldest) })
+    }
+
+    /// Waits until the gateway has its PostgreSQL, telling the client when it has not.
+    async fn wait_for_database(&self) {
+        let mut database = self.shared.hub.database();
+        let heartbeat = self.shared.config.heartbeat;
+        let mut waited = false;
+        while !*database.borrow_and_update() {
+            waited = true;
+            self.tell_status(false).await;
+            // Either way the state is looked at again.
+            let _ = Box::pin(timeout(heartbeat, database.changed())).await;
+        }
+        if waited {
+            self.tell_status(true).await;
+        }
+    }
+
+    async fn tell_status(&self, database_up: bool) {
+        if self.kind.form == Form::Feed {
+            self.send(protocol::status(database_up)).await;
+        }
+    }
+
+    /// Does something that needs PostgreSQL, again where that fails while PostgreSQL comes and goes.
+    async fn with_database<T, W>(&self, mut work: impl FnMut() -> W) -> Result<T, End>
+    where
+        W: Future<Output = anyhow::Result<T>>,
+    {
+        let mut attempt = 1;
+        loop {
+            match self.attend(work()).await {
+                Ok(done) => return Ok(done),
+                Err(error) if attempt == ATTEMPTS_MAX => return Err(error.into()),
+                Err(error) => tracing::debug!("a subscription tries again: {error:#}"),
+            }
+            self.attend(sleep(ATTEMPT_EVERY)).await;
+            if *self.shared.hub.database().borrow() {
+                attempt += 1;
+            } else {
+                self.wait_for_database().await;
+            }
+        }
+    }
+
+    /// Waits for something, and shows the client meanwhile that the line is alive: nothing else does.
+    async fn attend<T>(&self, something: impl Future<Output = T>) -> T {
+        // On the heap: these are the rare waits, and an idle subscriber is to be small.
+        let mut something = Box::pin(something);
+        loop {
+            if let Ok(done) = Box::pin(timeout(self.shared.config.heartbeat, &mut something)).await {
+                return done;
+            }
+            let up = *self.shared.hub.database().borrow();
+            self.tell_status(up).await;
+        }
+    }
+
+    async fn send(&self, frames: Bytes) {
+        self.outlet.send(frames).await;
+    }
+}
+
+/// Where a stream begins.
+struct Start {
+    place: Place,
+    skip: Option<Visible>,
+    joined: Option<Joined>,
+}
+
+/// The selection of the tables that were asked for; or which one is not watched, and what to do.
+fn find_tables(log: &Log, wanted: &[String]) -> Result<Selection, String> {
+    let watched = log.watched();
+    let find = |name: &String| {
+        let exact = watched.iter().find(|table| table.name.to_string() == *name);
+        let public = || watched.iter().find(|table| table.name.schema == "public" && table.name.table == *name);
+        exact.or_else(public).map(|table| table.name.clone()).ok_or_else(|| {
+            let names: Vec<String> = watched.iter().take(20).map(|table| table.name.to_string()).collect();
+            let watched = if names.is_empty() { "no table".to_owned() } else { names.join(", ") };
+            format!("table {name} is not watched; watched is {watched}; to watch it: switchboard watch {name}")
+        })
+    };
+    Ok(Selection { tables: Some(wanted.iter().map(find).collect::<Result<_, _>>()?) })
+}
