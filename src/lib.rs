@@ -34,6 +34,7 @@ pub mod check;
 pub mod config;
 pub mod dev;
 pub mod feed;
+pub mod filter;
 pub mod hub;
 pub mod install;
 pub mod listener;

@@ -1,0 +1,398 @@
+//! From the text of a filter to its tree: PostgREST's words, quoting and bounds. What a column's type makes of it is decided later.
+
+/// The longest text of one filter, in bytes.
+pub const WHERE_BYTES_MAX: usize = 16 * 1024;
+/// How deep `and(…)`, `or(…)` and `not.` may stand inside each other.
+pub const DEPTH_MAX: usize = 16;
+/// How many conditions one filter may have.
+pub const CONDITIONS_MAX: usize = 256;
+/// How many values one `in.(…)` may list.
+pub const LIST_MAX: usize = 1000;
+
+/// A filter as it was written, not yet bound to the columns of a table.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Expression(pub(super) Tree);
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Tree {
+    All(Vec<Tree>),
+    Any(Vec<Tree>),
+    Not(Box<Tree>),
+    Condition(Condition),
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Condition {
+    pub column: String,
+    pub operator: Operator,
+    /// One value, or those of an `in.(…)`.
+    pub values: Vec<Word>,
+}
+
+/// A value as it was written.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Word {
+    pub text: String,
+    pub quoted: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Operator {
+    Eq,
+    Neq,
+    Gt,
+    Gte,
+    Lt,
+    Lte,
+    In,
+    Is,
+    Like,
+    Ilike,
+    Match,
+    Imatch,
+    IsDistinct,
+}
+
+impl Operator {
+    pub const ALL: [Operator; 13] = {
+        use Operator::*;
+        [Eq, Neq, Gt, Gte, Lt, Lte, In, Is, Like, Ilike, Match, Imatch, IsDistinct]
+    };
+
+    /// The word of the filter.
+    pub fn name(self) -> &'static str {
+        match self {
+            Operator::Eq => "eq",
+            Operator::Neq => "neq",
+            Operator::Gt => "gt",
+            Operator::Gte => "gte",
+            Operator::Lt => "lt",
+            Operator::Lte => "lte",
+            Operator::In => "in",
+            Operator::Is => "is",
+            Operator::Like => "like",
+            Operator::Ilike => "ilike",
+            Operator::Match => "match",
+            Operator::Imatch => "imatch",
+            Operator::IsDistinct => "isdistinct",
+        }
+    }
+
+    /// What SQL calls it, where it takes one value.
+    pub fn sql(self) -> &'static str {
+        match self {
+            Operator::Eq => "=",
+            Operator::Neq => "<>",
+            Operator::Gt => ">",
+            Operator::Gte => ">=",
+            Operator::Lt => "<",
+            Operator::Lte => "<=",
+            Operator::In => "in",
+            Operator::Is => "is",
+            Operator::Like => "like",
+            Operator::Ilike => "ilike",
+            Operator::Match => "~",
+            Operator::Imatch => "~*",
+            Operator::IsDistinct => "is distinct from",
+        }
+    }
+}
+
+/// Several words as a list in a sentence: `eq, neq and in`.
+pub(super) fn list(words: impl IntoIterator<Item = impl Into<String>>) -> String {
+    let mut words: Vec<String> = words.into_iter().map(Into::into).collect();
+    match words.pop() {
+        Some(last) if !words.is_empty() => format!("{} and {last}", words.join(", ")),
+        last => last.unwrap_or_default(),
+    }
+}
+
+impl Expression {
+    /// One filter that holds where all of these hold.
+    pub fn and(expressions: Vec<Expression>) -> Expression {
+        let mut trees: Vec<Tree> = expressions.into_iter().map(|expression| expression.0).collect();
+        match trees.pop() {
+            Some(tree) if trees.is_empty() => Expression(tree),
+            Some(tree) => {
+                trees.push(tree);
+                Expression(Tree::All(trees))
+            }
+            None => Expression(Tree::All(trees)),
+        }
+    }
+}
+
+/// Reads a filter. Only its syntax: whether its columns exist and take its values is decided when it is bound.
+pub fn parse(text: &str) -> Result<Expression, String> {
+    if text.len() > WHERE_BYTES_MAX {
+        return Err(format!(
+            "the filter has {} bytes and may have {WHERE_BYTES_MAX}; shorten it, or follow more rows and choose among them in the client",
+            text.len()
+        ));
+    }
+    if text.contains('\0') {
+        return Err("the filter has a character U+0000, which PostgreSQL cannot hold; take it out".to_owned());
+    }
+    let mut parser = Parser { rest: text, conditions: 0 };
+    let tree = parser.tree(0)?;
+    match parser.rest.chars().next() {
+        None => Ok(Expression(tree)),
+        Some(_) => Err(format!(
+            "the filter goes on behind its end with {}; several conditions are written and(…,…), or as one where parameter each",
+            shown(parser.rest)
+        )),
+    }
+}
+
+/// A piece of the filter for a sentence, no more of it than one can read.
+pub(super) fn shown(text: &str) -> String {
+    const CHARS_MAX: usize = 40;
+    match text.char_indices().nth(CHARS_MAX) {
+        Some((end, _)) => format!("{:?}…", &text[..end]),
+        None => format!("{text:?}"),
+    }
+}
+
+struct Parser<'a> {
+    rest: &'a str,
+    conditions: usize,
+}
+
+impl<'a> Parser<'a> {
+    fn take(&mut self, text: &str) -> bool {
+        match self.rest.strip_prefix(text) {
+            Some(rest) => {
+                self.rest = rest;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Everything up to one of these characters, or to the end.
+    fn until(&mut self, ends: &[char]) -> &'a str {
+        let (text, rest) = self.rest.split_at(self.rest.find(ends).unwrap_or(self.rest.len()));
+        self.rest = rest;
+        text
+    }
+
+    fn skip_blanks(&mut self) {
+        self.rest = self.rest.trim_start_matches(' ');
+    }
+
+    fn tree(&mut self, depth: usize) -> Result<Tree, String> {
+        if depth > DEPTH_MAX {
+            return Err(format!("the filter is nested deeper than {DEPTH_MAX}; write it with fewer and(…) and or(…)"));
+        }
+        self.skip_blanks();
+        for (word, negated, all) in
+            [("and(", false, true), ("or(", false, false), ("not.and(", true, true), ("not.or(", true, false)]
+        {
+            if self.take(word) {
+                let trees = self.trees(word, depth)?;
+                let tree = if all { Tree::All(trees) } else { Tree::Any(trees) };
+                return Ok(if negated { Tree::Not(Box::new(tree)) } else { tree });
+            }
+        }
+        self.condition(depth > 0)
+    }
+
+    /// What stands between the brackets of `and(…)`.
+    fn trees(&mut self, word: &str, depth: usize) -> Result<Vec<Tree>, String> {
+        self.skip_blanks();
+        if self.rest.starts_with(')') {
+            return Err(format!(
+                "{word}) has no conditions; write some into its brackets, for example {word}level.gte.3)"
+            ));
+        }
+        let mut trees = vec![self.tree(depth + 1)?];
+        loop {
+            self.skip_blanks();
+            match () {
+                () if self.take(",") => trees.push(self.tree(depth + 1)?),
+                () if self.take(")") => break,
+                () if self.rest.is_empty() => {
+                    return Err(format!("{word} is not closed; add a \")\" behind its last condition"));
+                }
+                () => return Err(behind("condition", self.rest)),
+            }
+        }
+        self.skip_blanks();
+        Ok(trees)
+    }
+
+    /// `column.operator.value`; inside of brackets an unquoted value ends at `,` or `)`.
+    fn condition(&mut self, inside: bool) -> Result<Tree, String> {
+        self.conditions += 1;
+        if self.conditions > CONDITIONS_MAX {
+            return Err(format!(
+                "the filter has more than {CONDITIONS_MAX} conditions; write column.in.(…) where one column has many values"
+            ));
+        }
+        let written = self.rest;
+        let column = self.column()?;
+        let negated = self.take("not.");
+        let operator = self.operator(written, &column)?;
+        let values = match operator {
+            Operator::In => self.values(written)?,
+            _ => vec![self.value(inside)?],
+        };
+        let condition = Tree::Condition(Condition { column, operator, values });
+        Ok(if negated { Tree::Not(Box::new(condition)) } else { condition })
+    }
+
+    fn column(&mut self) -> Result<String, String> {
+        let written = self.rest;
+        let column = match self.take("\"") {
+            true => self.quoted()?,
+            false => self.until(&['.', ',', '(', ')', '"']).to_owned(),
+        };
+        if column.contains("->") && !written.starts_with('"') {
+            return Err(format!(
+                "{} is a path into JSON, which a filter cannot follow; keep the value in a column of its own (also a generated one) and filter by that",
+                shown(&column)
+            ));
+        }
+        if column.is_empty() || !self.take(".") {
+            return Err(format!(
+                "{} is no condition; write column.operator.value, for example level.gte.3, with the column in double quotes if its name holds other signs than letters and digits",
+                shown(written)
+            ));
+        }
+        Ok(column)
+    }
+
+    fn operator(&mut self, written: &str, column: &str) -> Result<Operator, String> {
+        let word = self.until(&['.', ',', ')', '"']);
+        let known = || list(Operator::ALL.iter().map(|operator| operator.name()));
+        if let Some(operator) = Operator::ALL.into_iter().find(|operator| operator.name() == word) {
+            return match self.take(".") {
+                true => Ok(operator),
+                false => Err(format!(
+                    "{} has no value; write a dot and the value behind {word}, for example {}",
+                    shown(written),
+                    example(column, operator)
+                )),
+            };
+        }
+        let bare = word.split('(').next().unwrap_or_default();
+        Err(match bare {
+            _ if bare.len() < word.len() && Operator::ALL.iter().any(|operator| operator.name() == bare) => format!(
+                "{} is not among the operators here: {bare} takes no (any) or (all); write or({column}.{bare}.…,{column}.{bare}.…), or and(…) in place of all",
+                shown(word)
+            ),
+            "fts" | "plfts" | "phfts" | "wfts" => format!(
+                "the operator {bare} (full text search) cannot be decided on a stream; the operators are {}",
+                known()
+            ),
+            "cs" | "cd" | "ov" | "sl" | "sr" | "nxr" | "nxl" | "adj" => format!(
+                "the operator {bare} (arrays and ranges) cannot be decided on a stream; keep what you ask for in a column of its own and use one of {}",
+                known()
+            ),
+            _ if column == "not" => format!(
+                "not.{} is no condition; write not. behind the column, for example {word}.not.eq.1, or before and(…) and or(…)",
+                shown(word).trim_matches('"')
+            ),
+            _ => format!("{} is no operator in {}; the operators are {}", shown(word), shown(written), known()),
+        })
+    }
+
+    fn value(&mut self, inside: bool) -> Result<Word, String> {
+        if self.take("\"") {
+            let text = self.quoted()?;
+            self.ended("value")?;
+            return Ok(Word { text, quoted: true });
+        }
+        if inside {
+            return Ok(Word { text: self.until(&[',', ')']).to_owned(), quoted: false });
+        }
+        if let Some(comma) = self.rest.find(',') {
+            return Err(format!(
+                "there is a comma in the value {}; where it belongs to the value, put the value in double quotes; where another condition follows, write and({},{})",
+                shown(self.rest),
+                "first",
+                shown(&self.rest[comma + 1..]).trim_matches('"')
+            ));
+        }
+        Ok(Word { text: std::mem::take(&mut self.rest).to_owned(), quoted: false })
+    }
+
+    /// The values of `in.(…)`.
+    fn values(&mut self, written: &str) -> Result<Vec<Word>, String> {
+        if !self.take("(") {
+            return Err(format!("{} has no list; write the values in brackets, for example in.(1,2)", shown(written)));
+        }
+        let mut values = Vec::new();
+        if self.take(")") {
+            return Ok(values);
+        }
+        loop {
+            if values.len() == LIST_MAX {
+                return Err(format!("{} lists more than {LIST_MAX} values; split it with or(…)", shown(written)));
+            }
+            values.push(self.value(true)?);
+            if values.last().is_some_and(|word| !word.quoted && word.text.trim_start().starts_with('"')) {
+                return Err(format!(
+                    "there is a blank before a quoted value in {}; take it out, or put it inside the quotes",
+                    shown(written)
+                ));
+            }
+            match () {
+                () if self.take(",") => {}
+                () if self.take(")") => break,
+                () => return Err(format!("the list in {} is not closed; add a \")\"", shown(written))),
+            }
+        }
+        Ok(values)
+    }
+
+    /// The rest of a quoted text, whose first quote is taken.
+    fn quoted(&mut self) -> Result<String, String> {
+        let written = self.rest;
+        let mut text = String::new();
+        loop {
+            text.push_str(self.until(&['"', '\\']));
+            if self.take("\"") {
+                return Ok(text);
+            }
+            let mut chars = self.rest.chars();
+            chars.next();
+            match chars.next() {
+                Some(char) => text.push(char),
+                None => {
+                    return Err(format!(
+                        "the quoted text \"{} has no end; close it with a double quote, and write \\\" for one inside",
+                        shown(written).trim_matches('"')
+                    ));
+                }
+            }
+            self.rest = chars.as_str();
+        }
+    }
+
+    /// Behind a quoted value only the end of a condition may come.
+    fn ended(&self, what: &str) -> Result<(), String> {
+        match self.rest.chars().next() {
+            None | Some(',' | ')') => Ok(()),
+            Some(_) => Err(behind(what, self.rest)),
+        }
+    }
+}
+
+fn behind(what: &str, rest: &str) -> String {
+    format!(
+        "behind a {what} comes {}, where only a comma, a \")\" or the end may come; quote the whole value",
+        shown(rest)
+    )
+}
+
+fn example(column: &str, operator: Operator) -> String {
+    let value = match operator {
+        Operator::In => "(1,2)",
+        Operator::Is => "null",
+        Operator::Like | Operator::Ilike => "A*",
+        Operator::Match | Operator::Imatch => "^A",
+        _ => "3",
+    };
+    format!("{column}.{}.{value}", operator.name())
+}

@@ -1,0 +1,472 @@
+//! Patterns: `like` and `ilike` as PostgreSQL matches them, and of its regular expressions those that mean the same to the `regex` crate.
+//!
+//! PostgreSQL's `ilike` compares the lower case of both sides. Only two characters outside ASCII have a lower case within it: U+212A
+//! KELVIN SIGN and U+0130, whose lower case also is one or two characters, as the locale says. Both sides replace them before they
+//! compare, so that no locale's opinion matters. `~*` is another matter: it adds the other case of each character of the *pattern*, so
+//! that these two stay themselves.
+
+use std::iter::Peekable;
+use std::str::Chars;
+
+use regex::{Regex, RegexBuilder};
+
+use super::column::Ctype;
+use super::parse::shown;
+
+/// The longest pattern, in bytes.
+pub const PATTERN_BYTES_MAX: usize = 1024;
+/// How much memory a compiled regular expression may take.
+const REGEX_BYTES_MAX: usize = 256 * 1024;
+/// How often `{m,n}` may repeat; PostgreSQL's own bound.
+const REPEAT_MAX: u32 = 255;
+/// How deep brackets may stand inside each other.
+const GROUPS_MAX: usize = 32;
+
+/// What the two characters with a lower case in ASCII are replaced by.
+const REPLACEMENT: char = '\u{FFFD}';
+
+/// The same in SQL, around a text.
+pub(super) fn without_strange_letters(text: &str) -> String {
+    format!(
+        "pg_catalog.translate({text}, pg_catalog.chr(304) || pg_catalog.chr(8490), pg_catalog.repeat(pg_catalog.chr(65533), 2))"
+    )
+}
+
+/// How letters compare in `ilike`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Case {
+    Sensitive,
+    /// ASCII letters only, which is all that the locale "C" knows.
+    Ascii,
+    /// ASCII letters, and the two characters replaced.
+    Replacing,
+}
+
+impl Case {
+    fn fold(self, char: char) -> char {
+        match (self, char) {
+            (Case::Sensitive, _) => char,
+            (Case::Replacing, '\u{130}' | '\u{212A}') => REPLACEMENT,
+            _ => char.to_ascii_lowercase(),
+        }
+    }
+}
+
+/// A pattern of `like` or `ilike`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Like {
+    tokens: Vec<Token>,
+    case: Case,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Token {
+    Char(char),
+    /// `_`
+    One,
+    /// `%`
+    Any,
+}
+
+impl Like {
+    pub fn new(pattern: &str, case: Case) -> Result<Like, String> {
+        check_length(pattern)?;
+        let mut tokens = Vec::new();
+        let mut chars = pattern.chars();
+        while let Some(char) = chars.next() {
+            tokens.push(match char {
+                '%' => Token::Any,
+                '_' => Token::One,
+                '\\' => Token::Char(case.fold(chars.next().ok_or_else(|| {
+                    format!(
+                        "the pattern {} ends with a backslash, which escapes nothing; write two for one",
+                        shown(pattern)
+                    )
+                })?)),
+                char => Token::Char(case.fold(char)),
+            });
+        }
+        if case == Case::Replacing {
+            check_letters(pattern)?;
+        }
+        Ok(Like { tokens, case })
+    }
+
+    /// Whether SQL has to replace the two characters in the text.
+    pub fn replaces(&self) -> bool {
+        self.case == Case::Replacing
+    }
+
+    pub fn matches(&self, text: &str) -> bool {
+        let mut rest = text.chars();
+        let mut at = 0;
+        // Where to go on when it fails: behind the last `%`, with one more character taken by it.
+        let mut again: Option<(usize, Chars<'_>)> = None;
+        loop {
+            if self.tokens.get(at) == Some(&Token::Any) {
+                at += 1;
+                again = Some((at, rest.clone()));
+                continue;
+            }
+            let next = rest.next();
+            let fits = match (self.tokens.get(at), next) {
+                (None, None) => return true,
+                (Some(Token::One), Some(_)) => true,
+                (Some(Token::Char(wanted)), Some(char)) => *wanted == self.case.fold(char),
+                _ => false,
+            };
+            if fits {
+                at += 1;
+                continue;
+            }
+            let Some((behind, taken)) = &mut again else { return false };
+            if taken.next().is_none() {
+                return false;
+            }
+            (at, rest) = (*behind, taken.clone());
+        }
+    }
+}
+
+fn check_length(pattern: &str) -> Result<(), String> {
+    if pattern.len() <= PATTERN_BYTES_MAX {
+        return Ok(());
+    }
+    Err(format!(
+        "the pattern {} has {} bytes and may have {PATTERN_BYTES_MAX}; shorten it",
+        shown(pattern),
+        pattern.len()
+    ))
+}
+
+/// Whether every locale agrees that the character has no other case. The scripts of East Asia have none.
+fn is_caseless(char: char) -> bool {
+    char.is_ascii()
+        || !char.is_alphabetic()
+        || matches!(char, '\u{3041}'..='\u{9FFF}' | '\u{AC00}'..='\u{D7A3}' | '\u{20000}'..='\u{3FFFD}')
+}
+
+fn check_letters(pattern: &str) -> Result<(), String> {
+    match pattern.chars().find(|char| !is_caseless(*char)) {
+        None => Ok(()),
+        Some(char) => Err(format!(
+            "the letter {char:?} in the pattern {} has cases that depend on the locale; write _ (in imatch a dot) in its place, use like or match, or give the column collate \"C\"",
+            shown(pattern)
+        )),
+    }
+}
+
+/// Translates a regular expression of PostgreSQL's (an ARE) into one that the `regex` crate decides alike, or says why not.
+pub(super) fn regex(pattern: &str, ignore_case: bool, ctype: Ctype) -> Result<Regex, String> {
+    check_length(pattern)?;
+    if ignore_case && ctype != Ctype::C {
+        check_letters(pattern)?;
+    }
+    let mut translator = Translator { chars: pattern.chars().peekable(), out: String::new(), ignore_case, ctype };
+    let translated = translator.branches(0).and_then(|_| match translator.chars.next() {
+        None => Ok(translator.out),
+        Some(char) => Err(format!("a {char:?} that closes nothing; write \\{char} for the character")),
+    });
+    let translated = translated.map_err(|reason| format!("the regular expression {} has {reason}", shown(pattern)))?;
+    let built = RegexBuilder::new(&translated).dot_matches_new_line(true).size_limit(REGEX_BYTES_MAX).build();
+    built.map_err(|_| {
+        format!("the regular expression {} is too large; make it shorter, or its repetitions fewer", shown(pattern))
+    })
+}
+
+struct Translator<'a> {
+    chars: Peekable<Chars<'a>>,
+    out: String,
+    ignore_case: bool,
+    ctype: Ctype,
+}
+
+/// Whether a piece holds `^` or `$`, which are not repeated.
+type Anchored = bool;
+
+impl Translator<'_> {
+    fn branches(&mut self, depth: usize) -> Result<Anchored, String> {
+        if depth > GROUPS_MAX {
+            return Err(format!("groups deeper than {GROUPS_MAX}; write it with fewer"));
+        }
+        let mut anchored = false;
+        loop {
+            match self.chars.peek() {
+                None | Some(')') => return Ok(anchored),
+                Some('|') => {
+                    self.chars.next();
+                    self.out.push('|');
+                }
+                Some(_) => anchored |= self.piece(depth)?,
+            }
+        }
+    }
+
+    fn piece(&mut self, depth: usize) -> Result<Anchored, String> {
+        let mut anchored = false;
+        match self.chars.next() {
+            Some('^') => {
+                self.out.push_str("\\A");
+                anchored = true;
+            }
+            Some('$') => {
+                self.out.push_str("\\z");
+                anchored = true;
+            }
+            Some('(') => anchored = self.group(depth)?,
+            Some('[') => self.bracket()?,
+            Some('.') => self.out.push('.'),
+            Some('\\') => self.escape()?,
+            Some(char @ ('*' | '+' | '?')) => {
+                return Err(format!("a {char:?} with nothing to repeat; write \\{char} for the character"));
+            }
+            Some(char @ ('{' | '}' | ']')) => {
+                return Err(format!("a {char:?} by itself; write \\{char} for the character"));
+            }
+            Some(char) => self.literal(char),
+            None => {}
+        }
+        self.quantifier(anchored)?;
+        Ok(anchored)
+    }
+
+    fn group(&mut self, depth: usize) -> Result<Anchored, String> {
+        if self.chars.next_if_eq(&'?').is_some() && self.chars.next_if_eq(&':').is_none() {
+            return Err(
+                "a (?…), an option or a look around, which the stream cannot follow; only (…) and (?:…) are taken"
+                    .to_owned(),
+            );
+        }
+        self.out.push_str("(?:");
+        let anchored = self.branches(depth + 1)?;
+        self.out.push(')');
+        match self.chars.next() {
+            Some(_) => Ok(anchored),
+            None => Err("a group that is not closed; add a \")\", or write \\( for the character".to_owned()),
+        }
+    }
+
+    fn quantifier(&mut self, anchored: bool) -> Result<(), String> {
+        let Some(char) = self.chars.next_if(|char| matches!(char, '*' | '+' | '?' | '{')) else { return Ok(()) };
+        if anchored {
+            return Err(format!(
+                "a {char:?} behind ^, $ or a group with one of them; repeat only what stands beside them"
+            ));
+        }
+        match char {
+            '{' => self.bound()?,
+            char => self.out.push(char),
+        }
+        // Greedy or not changes what is matched, and not whether.
+        self.chars.next_if_eq(&'?');
+        match self.chars.next_if(|char| matches!(char, '*' | '+' | '?' | '{')) {
+            None => Ok(()),
+            Some(again) => Err(format!("a {again:?} behind another repetition; put the first into a group")),
+        }
+    }
+
+    /// `{m}`, `{m,}` or `{m,n}`, whose first bracket is taken.
+    fn bound(&mut self) -> Result<(), String> {
+        let refused = || {
+            format!(
+                "a {{…}} that is no repetition; write {{m}}, {{m,}} or {{m,n}} up to {REPEAT_MAX}, or \\{{ for the character"
+            )
+        };
+        let at_least = self.number().ok_or_else(refused)?;
+        let mut at_most = Some(at_least);
+        if self.chars.next_if_eq(&',').is_some() {
+            at_most = self.number();
+        }
+        let bounded =
+            at_least.max(at_most.unwrap_or_default()) <= REPEAT_MAX && at_most.is_none_or(|most| at_least <= most);
+        if self.chars.next() != Some('}') || !bounded {
+            return Err(refused());
+        }
+        self.out.push_str(&match at_most {
+            Some(at_most) => format!("{{{at_least},{at_most}}}"),
+            None => format!("{{{at_least},}}"),
+        });
+        Ok(())
+    }
+
+    fn number(&mut self) -> Option<u32> {
+        let mut digits = String::new();
+        while let Some(digit) = self.chars.next_if(char::is_ascii_digit) {
+            digits.push(digit);
+        }
+        digits.parse().ok()
+    }
+
+    fn literal(&mut self, char: char) {
+        match self.ignore_case && char.is_ascii_alphabetic() {
+            true => {
+                self.out.extend(['[', char.to_ascii_lowercase(), char.to_ascii_uppercase(), ']']);
+            }
+            false => self.out.push_str(&regex::escape(char.encode_utf8(&mut [0; 4]))),
+        }
+    }
+
+    fn escape(&mut self) -> Result<(), String> {
+        match self.chars.next() {
+            Some(letter @ ('d' | 'D' | 'w' | 'W' | 's' | 'S')) => {
+                let ranges = self.shorthand(letter.to_ascii_lowercase())?;
+                let not = if letter.is_ascii_uppercase() { "^" } else { "" };
+                self.out.push_str(&format!("[{not}{ranges}]"));
+            }
+            other => {
+                let char = escaped(other)?;
+                self.literal(char);
+            }
+        }
+        Ok(())
+    }
+
+    /// The ranges of `\d`, `\w` and `\s`.
+    fn shorthand(&self, letter: char) -> Result<&'static str, String> {
+        match letter {
+            'd' => self.class("digit"),
+            's' => self.class("space"),
+            _ => self.class("alnum").map(|_| "0-9A-Z_a-z"),
+        }
+    }
+
+    /// The ranges of `[:name:]`, where the locale leaves no doubt of them.
+    fn class(&self, name: &str) -> Result<&'static str, String> {
+        let ranges = match name {
+            "digit" => "0-9",
+            "space" => "\\t-\\r ",
+            "alpha" => "A-Za-z",
+            "alnum" => "0-9A-Za-z",
+            "upper" if !self.ignore_case => "A-Z",
+            "lower" if !self.ignore_case => "a-z",
+            "punct" => "!-/:-@\\[-`{-~",
+            "xdigit" => "0-9A-Fa-f",
+            _ => {
+                return Err(format!(
+                    "the class [:{name}:], which the stream cannot decide; write the characters, for example [a-z]"
+                ));
+            }
+        };
+        match (self.ctype, name) {
+            (Ctype::C, _) | (Ctype::Libc, "digit") => Ok(ranges),
+            _ => Err(format!(
+                "a class of characters ([:{name}:] or its short form) that depends on the locale; write the characters, for example [0-9A-Za-z_], or give the column collate \"C\""
+            )),
+        }
+    }
+
+    /// `[…]`, whose first bracket is taken.
+    fn bracket(&mut self) -> Result<(), String> {
+        self.out.push('[');
+        if self.chars.next_if_eq(&'^').is_some() {
+            self.out.push('^');
+        }
+        let mut first = true;
+        loop {
+            let char = self.chars.next();
+            match char {
+                None => return Err("a [ that is not closed; add a \"]\", or write \\[ for the character".to_owned()),
+                Some(']') if !first => break,
+                Some('[') => self.bracket_class()?,
+                Some('\\') if self.chars.peek().is_some_and(|char| matches!(char, 'd' | 'w' | 's')) => {
+                    let letter = self.chars.next().unwrap_or_default();
+                    let ranges = self.shorthand(letter)?;
+                    self.out.push_str(ranges);
+                    self.no_range()?;
+                }
+                Some('-') if !first && self.chars.peek() != Some(&']') => {
+                    return Err("a \"-\" between brackets that is no range; write \\- for the character".to_owned());
+                }
+                Some(char) => self.range(char)?,
+            }
+            first = false;
+        }
+        self.out.push(']');
+        Ok(())
+    }
+
+    fn range(&mut self, char: char) -> Result<(), String> {
+        let from = if char == '\\' { escaped(self.chars.next())? } else { char };
+        let mut to = from;
+        let mut ahead = self.chars.clone();
+        if ahead.next() == Some('-') && ahead.next() != Some(']') {
+            self.chars.next();
+            to = match self.chars.next() {
+                Some('\\') => escaped(self.chars.next())?,
+                Some(char) if char != '[' && char != '-' => char,
+                _ => {
+                    return Err(
+                        "a range that ends with a bracket or nothing; write \\ before a sign that is meant itself"
+                            .to_owned(),
+                    );
+                }
+            };
+            self.no_range()?;
+        }
+        if from > to {
+            return Err(format!("the range {from}-{to}, which begins behind its end; turn it round"));
+        }
+        if self.ignore_case && from != to && !to.is_ascii() {
+            return Err(format!(
+                "the range {from}-{to}, whose cases depend on the locale; in imatch, write ranges of ASCII only"
+            ));
+        }
+        self.push_range(from, to);
+        if self.ignore_case {
+            for (first, last, other) in [('a', 'z', 'A'), ('A', 'Z', 'a')] {
+                let (low, high) = (from.max(first), to.min(last));
+                if low <= high {
+                    let moved = |char: char| (char as u8 - first as u8 + other as u8) as char;
+                    self.push_range(moved(low), moved(high));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn push_range(&mut self, from: char, to: char) {
+        self.out.push_str(&format!("\\x{{{:x}}}-\\x{{{:x}}}", from as u32, to as u32));
+    }
+
+    /// Behind a range or a class, a `-` would begin a range that PostgreSQL refuses.
+    fn no_range(&mut self) -> Result<(), String> {
+        let mut ahead = self.chars.clone();
+        match ahead.next() == Some('-') && ahead.next() != Some(']') {
+            true => Err("a range behind a range; write \\- for the character".to_owned()),
+            false => Ok(()),
+        }
+    }
+
+    /// `[:name:]` inside of brackets.
+    fn bracket_class(&mut self) -> Result<(), String> {
+        let name: String = match self.chars.next_if_eq(&':') {
+            Some(_) => std::iter::from_fn(|| self.chars.next_if(|char| char.is_ascii_alphabetic())).collect(),
+            None => String::new(),
+        };
+        if name.is_empty() || self.chars.next() != Some(':') || self.chars.next() != Some(']') {
+            return Err(
+                "a [ inside of brackets that begins no class such as [:digit:]; write \\[ for the character".to_owned()
+            );
+        }
+        let ranges = self.class(&name)?;
+        self.out.push_str(ranges);
+        self.no_range()
+    }
+}
+
+/// The character behind a backslash.
+fn escaped(char: Option<char>) -> Result<char, String> {
+    match char {
+        Some('n') => Ok('\n'),
+        Some('r') => Ok('\r'),
+        Some('t') => Ok('\t'),
+        Some(char) if char.is_ascii_punctuation() || char == ' ' => Ok(char),
+        Some(char) if char.is_ascii_digit() => {
+            Err(format!("the back reference \\{char}, which the stream cannot follow; write out what it repeats"))
+        }
+        Some(char) => Err(format!(
+            "the escape \\{char}, which the stream cannot decide; escapes are \\d \\w \\s \\D \\W \\S \\n \\r \\t and those of signs such as \\."
+        )),
+        None => Err("a backslash at its end, which escapes nothing; write two for one".to_owned()),
+    }
+}
