@@ -208,9 +208,10 @@ impl<'a> Binder<'a> {
 
     fn node(&mut self, tree: &Tree) -> Result<Node, String> {
         Ok(match tree {
+            Tree::All(trees) | Tree::Any(trees) if trees.len() == 1 => self.node(&trees[0])?,
             Tree::All(trees) => Node::All(trees.iter().map(|tree| self.node(tree)).collect::<Result<_, _>>()?),
             Tree::Any(trees) => Node::Any(trees.iter().map(|tree| self.node(tree)).collect::<Result<_, _>>()?),
-            Tree::Not(tree) => Node::Not(Box::new(self.node(tree)?)),
+            Tree::Not(tree) => self.node(tree)?.negated(),
             Tree::Condition(condition) => self.condition(condition)?,
         })
     }
@@ -230,7 +231,7 @@ impl<'a> Binder<'a> {
         Ok(match condition.operator {
             Operator::Is => match self.is(column, word)? {
                 Is::Null => test(Check::Null),
-                Is::NotNull => Node::Not(Box::new(test(Check::Null))),
+                Is::NotNull => test(Check::Null).negated(),
                 Is::Truth(truth) => test(Check::Is(truth)),
             },
             Operator::Like | Operator::Ilike => test(self.like(column, condition.operator, word)?),
@@ -465,6 +466,14 @@ impl fmt::Debug for Filter {
 type Truth = Option<bool>;
 
 impl Node {
+    /// Twice is not at all, also where a truth is open.
+    fn negated(self) -> Node {
+        match self {
+            Node::Not(node) => *node,
+            node => Node::Not(Box::new(node)),
+        }
+    }
+
     fn judge(&self, row: &Fields<'_>) -> Result<Truth, Undecidable> {
         match self {
             Node::All(nodes) => judge_until(false, nodes, row),

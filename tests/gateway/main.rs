@@ -10,6 +10,7 @@ mod delivery;
 mod doorbell;
 mod drill;
 mod epochs;
+mod filters;
 mod gateways;
 mod harness;
 mod hostile;
