@@ -18,8 +18,8 @@ pub struct Column {
     pub type_name: String,
     /// What a filter can decide of it.
     pub class: Class,
-    /// Whether it is of a domain.
-    domain: bool,
+    /// Whether SQL has to cast it: operators of an enum do not see through a domain, and those of `name` cut literals off.
+    cast: bool,
     declared_type: u32,
     modifier: i32,
     collation: u32,
@@ -44,10 +44,8 @@ pub enum Class {
     Float4,
     /// `double precision`
     Float8,
-    /// `text` and `varchar`
+    /// `text`, `varchar` and `name`
     Text(Collation),
-    /// `name`, which always has the collation "C".
-    Name,
     /// `char(n)`, whose trailing blanks say nothing.
     Char(Collation),
     /// `timestamp`
@@ -124,7 +122,7 @@ impl Column {
             Class::Numeric => "pg_catalog.numeric",
             Class::Float4 => "pg_catalog.float4",
             Class::Float8 => "pg_catalog.float8",
-            Class::Text(_) | Class::Name => "pg_catalog.text",
+            Class::Text(_) => "pg_catalog.text",
             // Without a length, which would be 1.
             Class::Char(_) => "pg_catalog.bpchar",
             Class::Timestamp => "pg_catalog.timestamp",
@@ -140,8 +138,7 @@ impl Column {
     /// The column as SQL compares it.
     pub(super) fn sql(&self, alias: &str) -> String {
         let name = format!("{}.{}", quoted(alias), quoted(&self.name));
-        // Operators of an enum do not see through a domain, and a name would cut its literals off.
-        match self.domain || self.class == Class::Name {
+        match self.cast {
             true => format!("{name}::{}", self.cast()),
             false => name,
         }
@@ -152,7 +149,6 @@ impl Column {
         use Operator::*;
         let (collation, has_patterns) = match &self.class {
             Class::Text(collation) => (collation, true),
-            Class::Name => (&Collation::C, true),
             Class::Char(collation) => (collation, false),
             Class::Json { .. } | Class::Other => return vec![Is],
             _ => return vec![Eq, Neq, Gt, Gte, Lt, Lte, In, Is, IsDistinct],
@@ -175,7 +171,7 @@ impl Column {
         operators
     }
 
-    /// What decides letters in patterns.
+    /// Who decides what a letter in a pattern is.
     pub(super) fn ctype(&self) -> Ctype {
         match &self.class {
             Class::Text(collation) | Class::Char(collation) => collation.ctype,
@@ -189,8 +185,8 @@ pub(super) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// An SQL expression that gives the columns of a relation as one JSON text; `relation` is an expression of its oid. It depends on no
-/// setting of the session.
+/// An SQL expression that gives the columns of a relation as one JSON text; `relation` is an expression of its oid. Of the
+/// session's settings only `quote_all_identifiers` colours it.
 pub fn columns_sql(relation: &str) -> String {
     format!(
         "(select coalesce(pg_catalog.json_agg(pg_catalog.json_build_object(
@@ -279,7 +275,7 @@ impl Row {
             name: self.name,
             type_name: self.type_name,
             class,
-            domain: self.domain,
+            cast: self.domain || self.base.as_deref() == Some("name"),
             declared_type: self.declared_type,
             modifier: self.modifier,
             collation: self.collation,
@@ -299,8 +295,7 @@ impl Row {
             "numeric" => Class::Numeric,
             "float4" => Class::Float4,
             "float8" => Class::Float8,
-            "text" | "varchar" => Class::Text(self.collation()),
-            "name" => Class::Name,
+            "text" | "varchar" | "name" => Class::Text(self.collation()),
             "bpchar" => Class::Char(self.collation()),
             "timestamp" => Class::Timestamp,
             "timestamptz" => Class::Timestamptz,

@@ -37,6 +37,8 @@ use value::{Datum, Literal, string};
 pub const VALUES_MAX: usize = 10_000;
 /// How many literals PostgreSQL is asked to read for one filter: each is a column of the answer, which has at most 1664.
 pub const QUESTIONS_MAX: usize = 1600;
+/// How many regular expressions a filter may have: each may take some memory, and time for each row.
+pub const REGEXES_MAX: usize = 8;
 /// How many columns a message lists.
 const COLUMNS_LISTED_MAX: usize = 20;
 
@@ -198,12 +200,13 @@ struct Binder<'a> {
     asked: Vec<Asked>,
     conditions: usize,
     values: usize,
+    regexes: usize,
 }
 
 impl<'a> Binder<'a> {
     fn new(table: &'a TableName, columns: &'a [Column], answer: Option<Vec<Option<String>>>) -> Self {
         let answers = answer.unwrap_or_default().into_iter();
-        Binder { table, columns, answers, asked: Vec::new(), conditions: 0, values: 0 }
+        Binder { table, columns, answers, asked: Vec::new(), conditions: 0, values: 0, regexes: 0 }
     }
 
     fn node(&mut self, tree: &Tree) -> Result<Node, String> {
@@ -267,7 +270,10 @@ impl<'a> Binder<'a> {
             return Ok(());
         }
         let (name, table, type_name, word) = (&column.name, self.table, &column.type_name, operator.name());
-        let known = list(operators.iter().map(|operator| operator.name()));
+        let known = match operators.as_slice() {
+            [only] => format!("use {}", only.name()),
+            operators => format!("use one of {}", list(operators.iter().map(|operator| operator.name()))),
+        };
         let reason = match &column.class {
             Class::Text(collation) | Class::Char(collation) if !collation.deterministic => {
                 "under a collation that is not deterministic"
@@ -282,7 +288,7 @@ impl<'a> Binder<'a> {
                     [Operator::Is] => format!(
                         "write {name}.is.null or {name}.not.is.null, or keep what you ask for in a column of its own (also a generated one)"
                     ),
-                    _ => format!("use one of {known}"),
+                    _ => known,
                 };
                 return Err(format!(
                     "the column {name:?} of {table} is of type {type_name}, of which the stream cannot decide {word}; {remedy}"
@@ -290,7 +296,7 @@ impl<'a> Binder<'a> {
             }
         };
         Err(format!(
-            "the column {name:?} of {table} is of type {type_name} {reason}, where the stream cannot decide {word}; use one of {known}, or give the column collate \"C\""
+            "the column {name:?} of {table} is of type {type_name} {reason}, where the stream cannot decide {word}; {known}, or give the column collate \"C\""
         ))
     }
 
@@ -330,6 +336,13 @@ impl<'a> Binder<'a> {
     }
 
     fn regex(&mut self, column: &Column, operator: Operator, word: &Word) -> Result<Check, String> {
+        self.regexes += 1;
+        if self.regexes > REGEXES_MAX {
+            return Err(format!(
+                "the filter for {} has more than {REGEXES_MAX} conditions with match or imatch; join patterns with |, or use like",
+                self.table
+            ));
+        }
         let regex = pattern::regex(&word.text, operator == Operator::Imatch, column.ctype())
             .map_err(|reason| self.about(column, &reason))?;
         // PostgreSQL has to be able to compile it too; better that it says so now than in the middle of a snapshot.
@@ -340,7 +353,7 @@ impl<'a> Binder<'a> {
     }
 
     fn literal(&mut self, column: &Column, operator: Operator, word: &Word) -> Result<Literal, String> {
-        let textual = matches!(column.class, Class::Text(_) | Class::Name | Class::Char(_));
+        let textual = matches!(column.class, Class::Text(_) | Class::Char(_));
         if !textual && !word.quoted && word.text.eq_ignore_ascii_case("null") {
             return Err(format!(
                 "no value equals null, so {0}.{1} with null is never true; write {0}.is.null or {0}.not.is.null",
@@ -679,5 +692,216 @@ fn word(text: &str, also: &str) -> String {
     match !text.is_empty() && text != "null" && text.chars().all(plain) {
         true => text.to_owned(),
         false => format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use serde_json::value::RawValue;
+
+    use super::*;
+    use crate::change::fields;
+
+    fn table() -> TableName {
+        TableName::new("public", "switch")
+    }
+
+    /// `id`, `level` and `price` are numbers, `name` a text that sorts by language, `status` a boolean, `data` a jsonb.
+    fn switch_columns() -> Vec<Column> {
+        let text = json!({"collprovider": "c", "collisdeterministic": true, "collcollate": "de_DE.UTF-8", "collctype": "de_DE.UTF-8"});
+        let column = |name: &str, base: &str, type_name: &str| {
+            json!({"name": name, "declared_type": 1, "domain": false, "modifier": -1, "base": base, "type_name": type_name,
+                "is_enum": false, "labels": null, "collation": 0, "collation_of": text, "database": null, "encoding": "UTF8"})
+        };
+        let json = json!([
+            column("id", "int8", "bigint"),
+            column("level", "int4", "integer"),
+            column("price", "numeric", "numeric"),
+            column("name", "text", "text"),
+            column("status", "bool", "boolean"),
+            column("data", "jsonb", "jsonb"),
+        ]);
+        columns(&json.to_string()).expect("columns")
+    }
+
+    fn bound(text: &str) -> Result<Filter, String> {
+        parse(text)?.bind(&table(), &switch_columns(), None)
+    }
+
+    fn filter(text: &str) -> Filter {
+        bound(text).unwrap_or_else(|error| panic!("{text}: {error}"))
+    }
+
+    fn judge(text: &str, row: &str) -> Result<bool, Undecidable> {
+        let row = RawValue::from_string(row.to_owned()).expect("valid JSON");
+        filter(text).judge(&fields(&row))
+    }
+
+    #[test]
+    fn literals_of_one_value_make_one_filter() {
+        for (text, canonical) in [
+            ("level.gte.003", "level.gte.3"),
+            ("price.eq.-0.50", "price.eq.-0.5"),
+            ("price.in.(2,1.0,1)", "price.in.(1,2)"),
+            ("and(level.eq.1)", "level.eq.1"),
+            ("not.or(level.not.eq.1)", "level.eq.1"),
+            ("not.and(level.eq.1,name.is.not_null)", "not.and(level.eq.1,name.not.is.null)"),
+            ("name.like.A*", r#"name.like."A%""#),
+            (r#"name.eq.say "hi" \"#, r#"name.eq."say \"hi\" \\""#),
+            ("name.eq.null", r#"name.eq."null""#),
+        ] {
+            assert_eq!(filter(text).to_string(), canonical);
+            assert_eq!(filter(canonical), filter(text));
+        }
+    }
+
+    #[test]
+    fn the_same_words_on_another_type_are_another_filter() {
+        let mut columns = switch_columns();
+        columns[1].class = Class::Numeric;
+
+        let other = parse("level.eq.1").and_then(|expression| expression.bind(&table(), &columns, None));
+
+        assert_ne!(other.expect("a filter"), filter("level.eq.1"));
+    }
+
+    #[test]
+    fn null_leaves_open_what_it_does_not_decide() {
+        let row = r#"{"id":1,"level":null,"price":1.50,"name":"a\nb","status":null,"data":null}"#;
+        for (text, truth) in [
+            ("level.eq.1", false),
+            ("level.not.eq.1", false),
+            ("level.isdistinct.1", true),
+            ("level.in.(1)", false),
+            ("level.not.in.(1)", false),
+            ("level.not.in.()", true),
+            ("not.and(level.eq.1,id.eq.1)", false),
+            ("not.and(level.eq.1,id.eq.2)", true),
+            ("or(level.eq.1,id.eq.1)", true),
+            ("not.or(level.eq.1,id.eq.2)", false),
+            ("status.is.true", false),
+            ("status.not.is.true", true),
+            ("status.is.unknown", true),
+            ("data.is.null", true),
+            ("price.eq.1.5", true),
+            ("name.like.a_b", true),
+        ] {
+            assert_eq!(judge(text, row), Ok(truth), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_row_of_other_columns_is_judged_only_where_they_do_not_matter() {
+        let undecidable = Err(Undecidable { column: "level".to_owned() });
+        for row in [r#"{"id":1}"#, r#"{"id":1,"level":"1"}"#, r#"{"id":1,"level":1.5}"#, "{}"] {
+            assert_eq!(judge("level.eq.1", row), undecidable);
+            assert_eq!(judge("level.not.eq.1", row), undecidable);
+        }
+        assert_eq!(judge("and(level.eq.1,id.eq.2)", r#"{"id":1}"#), Ok(false));
+        assert_eq!(judge("or(level.eq.1,id.eq.1)", r#"{"id":1}"#), Ok(true));
+        assert_eq!(judge("or(level.eq.1,id.eq.2)", r#"{"id":1}"#), undecidable);
+        // In another place than now, under the same name.
+        assert_eq!(judge("level.eq.1", r#"{"level":1,"id":2}"#), Ok(true));
+    }
+
+    #[test]
+    fn a_route_leads_to_the_fewest_keys() {
+        let columns = switch_columns();
+        let key = |index: usize, json: &str| {
+            let value = RawValue::from_string(json.to_owned()).expect("valid JSON");
+            columns[index].index_key(&value).expect("a key")
+        };
+        let route = |column: &str, keys: Vec<IndexKey>| Some(Route { column: column.to_owned(), keys });
+
+        assert_eq!(filter("price.eq.1").route(), route("price", vec![key(2, "1.00")]));
+        assert_eq!(
+            filter("and(level.in.(1,2,2),or(id.eq.1,id.eq.2))").route(),
+            route("level", vec![key(1, "1"), key(1, "2")])
+        );
+        assert_eq!(filter("and(level.in.(1,2),name.eq.x)").route(), route("name", vec![key(3, "\"x\"")]));
+        for text in ["level.gt.1", "level.not.eq.1", "or(level.eq.1,name.eq.x)", "level.is.null"] {
+            assert_eq!(filter(text).route(), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn sql_has_its_literals_as_parameters() {
+        let mut params = vec!["before".to_owned()];
+
+        let sql = filter("and(level.gte.3,name.not.eq.x,data.is.null)").sql("a\"b", &mut params);
+
+        assert_eq!(
+            sql,
+            concat!(
+                r#"(("a""b"."level" >= $2::pg_catalog.text::pg_catalog.int4) and "#,
+                r#"(not ("a""b"."name" = $3::pg_catalog.text)) and "#,
+                r#"(coalesce(pg_catalog.jsonb_typeof("a""b"."data"), 'null') = 'null'))"#
+            )
+        );
+        assert_eq!(params, ["before", "3", "x"]);
+    }
+
+    #[test]
+    fn only_what_is_not_plain_is_asked() {
+        let asked = |text: &str| {
+            let question = parse(text).and_then(|expression| expression.question(&table(), &switch_columns()));
+            question.unwrap_or_else(|error| panic!("{text}: {error}"))
+        };
+
+        assert_eq!(asked(r#"and(level.eq.7,id.in.(1,-2),price.lt.2.50,status.eq.true,name.eq."7 up")"#), None);
+        let question = asked("and(level.eq.+7,id.eq.7,name.match.^a)").expect("a question");
+        assert_eq!(
+            question.sql,
+            "select pg_catalog.to_json($1::pg_catalog.text::pg_catalog.int4)::pg_catalog.text, (''::pg_catalog.text ~ $2::pg_catalog.text)::pg_catalog.text"
+        );
+        assert_eq!(question.params, ["+7", "^a"]);
+    }
+
+    #[test]
+    fn a_refusal_names_the_column_the_value_and_the_remedy() {
+        for (text, refusal) in [
+            (
+                "lvl.eq.1",
+                r#"public.switch has no column "lvl"; its columns are "id", "level", "price", "name", "status" and "data""#,
+            ),
+            (
+                "level.eq.null",
+                "no value equals null, so level.eq with null is never true; write level.is.null or level.not.is.null",
+            ),
+            (
+                "level.like.1*",
+                r#"the column "level" of public.switch is of type integer, of which the stream cannot decide like; use one of eq, neq, gt, gte, lt, lte, in, is and isdistinct"#,
+            ),
+            (
+                "name.gt.m",
+                r#"the column "name" of public.switch is of type text under a collation that sorts by language, where the stream cannot decide gt; use one of eq, neq, in, is, like, match, ilike, imatch and isdistinct, or give the column collate "C""#,
+            ),
+            (
+                "data.eq.1",
+                r#"the column "data" of public.switch is of type jsonb, of which the stream cannot decide eq; write data.is.null or data.not.is.null, or keep what you ask for in a column of its own (also a generated one)"#,
+            ),
+            (
+                "level.is.true",
+                r#"the column "level" of public.switch is of type integer, which is never true; write is.null or is.not_null, or compare with eq"#,
+            ),
+            (
+                r"name.like.a\",
+                r#"the filter on the column "name" of public.switch cannot be used: the pattern "a\\" ends with a backslash, which escapes nothing; write two for one"#,
+            ),
+        ] {
+            assert_eq!(bound(text), Err(refusal.to_owned()), "{text}");
+        }
+    }
+
+    #[test]
+    fn several_filters_together_keep_the_bounds_of_one() {
+        let one = parse(&format!("or({})", vec!["level.eq.1"; CONDITIONS_MAX].join(","))).expect("a filter");
+        let both = Expression::and(vec![one.clone(), one.clone()]);
+
+        assert!(one.bind(&table(), &switch_columns(), None).is_ok());
+        assert!(both.bind(&table(), &switch_columns(), None).is_err());
+        let patterns = format!("or({})", ["name.match.a"; REGEXES_MAX + 1].join(","));
+        assert!(bound(&patterns).is_err_and(|error| error.contains("match")));
     }
 }

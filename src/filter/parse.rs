@@ -133,7 +133,7 @@ pub fn parse(text: &str) -> Result<Expression, String> {
     if text.contains('\0') {
         return Err("the filter has a character U+0000, which PostgreSQL cannot hold; take it out".to_owned());
     }
-    let mut parser = Parser { rest: text, conditions: 0 };
+    let mut parser = Parser { whole: text, rest: text, conditions: 0 };
     let tree = parser.tree(0)?;
     match parser.rest.chars().next() {
         None => Ok(Expression(tree)),
@@ -154,6 +154,7 @@ pub(super) fn shown(text: &str) -> String {
 }
 
 struct Parser<'a> {
+    whole: &'a str,
     rest: &'a str,
     conditions: usize,
 }
@@ -278,8 +279,8 @@ impl<'a> Parser<'a> {
         let bare = word.split('(').next().unwrap_or_default();
         Err(match bare {
             _ if bare.len() < word.len() && Operator::ALL.iter().any(|operator| operator.name() == bare) => format!(
-                "{} is not among the operators here: {bare} takes no (any) or (all); write or({column}.{bare}.…,{column}.{bare}.…), or and(…) in place of all",
-                shown(word)
+                "{}) is not among the operators here: {bare} takes no (any) or (all); write or({column}.{bare}.…,{column}.{bare}.…), or and(…) in place of all",
+                word
             ),
             "fts" | "plfts" | "phfts" | "wfts" => format!(
                 "the operator {bare} (full text search) cannot be decided on a stream; the operators are {}",
@@ -306,12 +307,11 @@ impl<'a> Parser<'a> {
         if inside {
             return Ok(Word { text: self.until(&[',', ')']).to_owned(), quoted: false });
         }
-        if let Some(comma) = self.rest.find(',') {
+        if self.rest.contains(',') {
             return Err(format!(
-                "there is a comma in the value {}; where it belongs to the value, put the value in double quotes; where another condition follows, write and({},{})",
-                shown(self.rest),
-                "first",
-                shown(&self.rest[comma + 1..]).trim_matches('"')
+                "there is a comma in {}; put the value in double quotes where the comma belongs to it, or write and({}) where several conditions were meant",
+                shown(self.whole),
+                shown(self.whole).trim_matches('"')
             ));
         }
         Ok(Word { text: std::mem::take(&mut self.rest).to_owned(), quoted: false })
@@ -395,4 +395,139 @@ fn example(column: &str, operator: Operator) -> String {
         _ => "3",
     };
     format!("{column}.{}.{value}", operator.name())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn condition(column: &str, operator: Operator, values: &[&str]) -> Tree {
+        let word = |text: &&str| Word { text: text.to_string(), quoted: false };
+        Tree::Condition(Condition { column: column.to_owned(), operator, values: values.iter().map(word).collect() })
+    }
+
+    /// The tree, without what says only how it was written.
+    fn tree(text: &str) -> Tree {
+        fn plain(tree: Tree) -> Tree {
+            match tree {
+                Tree::All(trees) => Tree::All(trees.into_iter().map(plain).collect()),
+                Tree::Any(trees) => Tree::Any(trees.into_iter().map(plain).collect()),
+                Tree::Not(tree) => Tree::Not(Box::new(plain(*tree))),
+                Tree::Condition(mut condition) => {
+                    condition.values.iter_mut().for_each(|word| word.quoted = false);
+                    Tree::Condition(condition)
+                }
+            }
+        }
+        plain(parse(text).unwrap_or_else(|error| panic!("{text}: {error}")).0)
+    }
+
+    fn refusal(text: &str) -> String {
+        parse(text).expect_err(text)
+    }
+
+    #[test]
+    fn a_condition_is_a_column_an_operator_and_the_rest() {
+        use Operator::*;
+        for (text, column, operator, value) in [
+            ("level.gte.3", "level", Gte, "3"),
+            ("name.eq.", "name", Eq, ""),
+            ("name.eq.a.b(c) \"d\"", "name", Eq, "a.b(c) \"d\""),
+            (r#""a.b, \"c\\".like."x\"y,z)""#, r#"a.b, "c\"#, Like, r#"x"y,z)"#),
+            ("and.eq.1", "and", Eq, "1"),
+            ("not.eq.1", "not", Eq, "1"),
+            ("größe.isdistinct.ü", "größe", IsDistinct, "ü"),
+        ] {
+            assert_eq!(tree(text), condition(column, operator, &[value]), "{text}");
+        }
+    }
+
+    #[test]
+    fn conditions_nest_and_values_inside_end_at_commas_and_brackets() {
+        use Operator::*;
+        let expected = Tree::All(vec![
+            condition("a", Eq, &["1"]),
+            Tree::Not(Box::new(Tree::Any(vec![
+                Tree::Not(Box::new(condition("b", Is, &["null"]))),
+                condition("c", In, &["1", "2", "x,y", ""]),
+            ]))),
+            condition("d", Eq, &[""]),
+        ]);
+
+        assert_eq!(tree(r#"and(a.eq.1, not.or(b.not.is.null,c.in.(1,2,"x,y",)),d.eq.)"#), expected);
+        assert_eq!(tree("c.in.()"), condition("c", In, &[]));
+        assert_eq!(tree("c.not.in.(a b)"), Tree::Not(Box::new(condition("c", In, &["a b"]))));
+    }
+
+    #[test]
+    fn a_refusal_names_the_value_and_the_remedy() {
+        assert_eq!(
+            refusal("a.eq.1,b.eq.2"),
+            r#"there is a comma in "a.eq.1,b.eq.2"; put the value in double quotes where the comma belongs to it, or write and(a.eq.1,b.eq.2) where several conditions were meant"#
+        );
+        assert_eq!(
+            refusal("level.ge.3"),
+            r#""ge" is no operator in "level.ge.3"; the operators are eq, neq, gt, gte, lt, lte, in, is, like, ilike, match, imatch and isdistinct"#
+        );
+        assert_eq!(
+            refusal("name.fts.cat"),
+            "the operator fts (full text search) cannot be decided on a stream; the operators are eq, neq, gt, gte, lt, lte, in, is, like, ilike, match, imatch and isdistinct"
+        );
+        assert_eq!(
+            refusal("data->>x.eq.1"),
+            r#""data->>x" is a path into JSON, which a filter cannot follow; keep the value in a column of its own (also a generated one) and filter by that"#
+        );
+        assert_eq!(
+            refusal("level.eq(any).{1,2}"),
+            r#"eq(any) is not among the operators here: eq takes no (any) or (all); write or(level.eq.…,level.eq.…), or and(…) in place of all"#
+        );
+        assert_eq!(
+            refusal("not.level.eq.3"),
+            "not.level is no condition; write not. behind the column, for example level.not.eq.1, or before and(…) and or(…)"
+        );
+    }
+
+    #[test]
+    fn what_has_no_end_or_goes_on_behind_it_is_refused() {
+        for (text, part) in [
+            ("", "is no condition"),
+            ("level", "is no condition"),
+            (".eq.1", "is no condition"),
+            ("level.eq", "has no value"),
+            ("and()", "has no conditions"),
+            ("and(a.eq.1", "is not closed"),
+            ("and(a.eq.1,)", "is no condition"),
+            ("and(a.eq.1)x", "goes on behind its end"),
+            ("and(a.eq.1),b.eq.2", "goes on behind its end"),
+            ("a.in.(1,2", "is not closed"),
+            ("a.in.1", "has no list"),
+            ("a.in.(1)2", "goes on behind its end"),
+            ("a.in.(1, \"b\")", "a blank before a quoted value"),
+            ("a.eq.\"b", "has no end"),
+            ("a.eq.\"b\\", "has no end"),
+            ("a.eq.\"b\"c", "behind a value"),
+            ("and(a.eq.\"b\"c)", "behind a value"),
+            ("a.eq.\0", "U+0000"),
+            ("a.cs.{1}", "(arrays and ranges)"),
+        ] {
+            assert!(refusal(text).contains(part), "{text}: {}", refusal(text));
+        }
+    }
+
+    #[test]
+    fn every_bound_is_kept_and_named() {
+        let deep = |depth: usize| format!("{}a.eq.1{}", "and(".repeat(depth), ")".repeat(depth));
+        let many = |count: usize| format!("or({})", vec!["a.eq.1"; count].join(","));
+        let long_list = |count: usize| format!("a.in.({})", vec!["1"; count].join(","));
+        let long = |bytes: usize| format!("a.eq.{}", "x".repeat(bytes - "a.eq.".len()));
+        for (within, beyond, bound) in [
+            (deep(DEPTH_MAX), deep(DEPTH_MAX + 1), DEPTH_MAX),
+            (many(CONDITIONS_MAX), many(CONDITIONS_MAX + 1), CONDITIONS_MAX),
+            (long_list(LIST_MAX), long_list(LIST_MAX + 1), LIST_MAX),
+            (long(WHERE_BYTES_MAX), long(WHERE_BYTES_MAX + 1), WHERE_BYTES_MAX),
+        ] {
+            assert!(parse(&within).is_ok());
+            assert!(refusal(&beyond).contains(&bound.to_string()), "{}", refusal(&beyond));
+        }
+    }
 }

@@ -15,8 +15,8 @@ use super::parse::shown;
 
 /// The longest pattern, in bytes.
 pub const PATTERN_BYTES_MAX: usize = 1024;
-/// How much memory a compiled regular expression may take.
-const REGEX_BYTES_MAX: usize = 256 * 1024;
+/// How much memory a compiled regular expression may take, and so, how long it may take over a text at worst.
+const REGEX_BYTES_MAX: usize = 64 * 1024;
 /// How often `{m,n}` may repeat; PostgreSQL's own bound.
 const REPEAT_MAX: u32 = 255;
 /// How deep brackets may stand inside each other.
@@ -468,5 +468,64 @@ fn escaped(char: Option<char>) -> Result<char, String> {
             "the escape \\{char}, which the stream cannot decide; escapes are \\d \\w \\s \\D \\W \\S \\n \\r \\t and those of signs such as \\."
         )),
         None => Err("a backslash at its end, which escapes nothing; write two for one".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_stream_cannot_follow_is_refused_by_name() {
+        for (pattern, part) in [
+            ("(?=a)", "a (?…)"),
+            ("(?i)a", "a (?…)"),
+            ("***=a", "nothing to repeat"),
+            ("(a)\\1", "back reference"),
+            ("\\ma", "the escape \\m"),
+            ("[[=a=]]", "begins no class"),
+            ("[[:foo:]]", "[:foo:]"),
+            ("\\w", "depends on the locale"),
+            ("a{256}", "up to 255"),
+            ("a{2,1}", "no repetition"),
+            ("a{x", "no repetition"),
+            ("a**", "another repetition"),
+            ("(^a)*", "repeat only"),
+            ("a)", "closes nothing"),
+            ("(a", "not closed"),
+            ("[a", "not closed"),
+            ("[b-a]", "begins behind its end"),
+            ("a\\", "at its end"),
+            ("((((a{255}){255}){255}){255})", "too large"),
+        ] {
+            let refusal = regex(pattern, false, Ctype::Libc).expect_err(pattern);
+            assert!(refusal.contains(part), "{pattern}: {refusal}");
+        }
+        let deep = format!("{}a{}", "(".repeat(100), ")".repeat(100));
+        assert!(regex(&deep, false, Ctype::C).is_err());
+        let long = "a".repeat(PATTERN_BYTES_MAX + 1);
+        assert!(regex(&long, false, Ctype::C).is_err());
+        assert!(Like::new(&long, Case::Sensitive).is_err());
+    }
+
+    #[test]
+    fn letters_with_cases_that_depend_on_the_locale_are_refused_where_case_is_ignored() {
+        assert!(Like::new("%é%", Case::Replacing).is_err());
+        assert!(Like::new("%é%", Case::Ascii).is_ok());
+        assert!(Like::new("%日本€%", Case::Replacing).is_ok());
+        assert!(regex("é", true, Ctype::Libc).is_err());
+        assert!(regex("é", false, Ctype::Libc).is_ok());
+    }
+
+    #[test]
+    fn a_percent_sign_takes_as_much_as_it_has_to() {
+        let matches =
+            |pattern: &str, text: &str| Like::new(pattern, Case::Sensitive).is_ok_and(|like| like.matches(text));
+        assert!(matches("%ab%c", "aababxc"));
+        assert!(!matches("%ab%c", "aababxd"));
+        assert!(matches("a\\%%", "a%b"));
+        assert!(!matches("a\\%%", "ab"));
+        assert!(matches("%%_", "é"));
+        assert!(!matches("_", ""));
     }
 }

@@ -38,7 +38,7 @@ impl<'a> Datum<'a> {
             Class::Numeric => Datum::Decimal(Decimal::read(json)?),
             Class::Float4 => Datum::Float(Float::new(special(json).or_else(|| finite::<f32>(json).map(f64::from))?)),
             Class::Float8 => Datum::Float(Float::new(special(json).or_else(|| finite::<f64>(json))?)),
-            Class::Text(_) | Class::Name => Datum::Text(string(json)?),
+            Class::Text(_) => Datum::Text(string(json)?),
             Class::Char(_) => Datum::Text(trimmed(string(json)?)),
             Class::Uuid => Datum::Text(string(json).filter(|text| is_uuid(text))?),
             Class::Bytea => Datum::Text(string(json).filter(|text| text.starts_with("\\x"))?),
@@ -100,10 +100,7 @@ impl Literal {
         let digits = word.strip_prefix('-').unwrap_or(word);
         let integer = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
         let json = match class {
-            Class::Text(_) | Class::Name | Class::Char(_) | Class::Enum(_) => {
-                // PostgreSQL cuts a longer name off; then no value equals what was written.
-                serde_json::to_string(word).ok()?
-            }
+            Class::Text(_) | Class::Char(_) | Class::Enum(_) => serde_json::to_string(word).ok()?,
             Class::Bool if matches!(word, "true" | "false") => word.to_owned(),
             Class::Int2 if integer => word.parse::<i16>().ok()?.to_string(),
             Class::Int4 if integer => word.parse::<i32>().ok()?.to_string(),
