@@ -27,7 +27,8 @@
 //! told in `docs/delivery.md`; `tests/drill` breaks it on purpose.
 //!
 //! Beside that path: [`config`] holds every setting and bound, [`metrics`] what is counted and logged, [`install`] and [`check`] the
-//! commands for a database, [`local`] and [`dev`] the private PostgreSQL of `switchboard dev` and of the tests.
+//! commands for a database, [`filter`] which rows a subscription wants, [`local`] and [`dev`] the private PostgreSQL of `switchboard dev`
+//! and of the tests.
 
 pub mod change;
 pub mod check;
