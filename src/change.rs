@@ -4,6 +4,7 @@
 //! on the way.
 
 use std::borrow::Cow;
+use std::cell::OnceCell;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
@@ -201,22 +202,11 @@ impl Change {
         128 + length(&self.old) + length(&self.new)
     }
 
-    /// The columns whose values differ between `old` and `new`, in the table's order; none unless this is an update.
-    pub fn changed(&self) -> Vec<Cow<'_, str>> {
-        let (Op::Update, Some(old), Some(new)) = (self.op, &self.old, &self.new) else { return Vec::new() };
-        differing(&fields(old), &fields(new))
-    }
-
     fn encode(&self) -> Vec<u8> {
         let old = self.old.as_deref().map(fields);
         let new = self.new.as_deref().map(fields);
         let mut out = Vec::with_capacity(self.bytes());
-        out.extend_from_slice(br#"{"op":""#);
-        out.extend_from_slice(self.op.name().as_bytes());
-        out.extend_from_slice(br#"","table":"#);
-        write_json(&mut out, &self.table.name.to_string());
-        out.extend_from_slice(br#","key":"#);
-        self.encode_key(new.as_ref().or(old.as_ref()), &mut out);
+        self.encode_head(new.as_ref().or(old.as_ref()), &mut out);
         for (name, row) in [("new", &self.new), ("old", &self.old)] {
             if let Some(row) = row {
                 out.extend_from_slice(format!(r#","{name}":"#).as_bytes());
@@ -229,6 +219,15 @@ impl Change {
         }
         out.push(b'}');
         out
+    }
+
+    fn encode_head(&self, row: Option<&Fields<'_>>, out: &mut Vec<u8>) {
+        out.extend_from_slice(br#"{"op":""#);
+        out.extend_from_slice(self.op.name().as_bytes());
+        out.extend_from_slice(br#"","table":"#);
+        write_json(out, &self.table.name.to_string());
+        out.extend_from_slice(br#","key":"#);
+        self.encode_key(row, out);
     }
 
     /// `{"id":1}`, or `null` where the table has no key, or the row none of its columns (it was written under another key).
@@ -245,6 +244,54 @@ impl Change {
             out.extend_from_slice(value.get().as_bytes());
         }
         out.push(b'}');
+    }
+}
+
+/// A change whose rows are taken apart once, for all who look into them.
+pub struct View<'a> {
+    /// The change.
+    pub change: &'a Change,
+    old: OnceCell<Option<Fields<'a>>>,
+    new: OnceCell<Option<Fields<'a>>>,
+}
+
+impl<'a> View<'a> {
+    /// The fields of the row before, if there was one.
+    pub fn before(&self) -> Option<&Fields<'a>> {
+        self.old.get_or_init(|| self.change.old.as_deref().map(fields)).as_ref()
+    }
+
+    /// The columns whose values differ between `old` and `new`, in the table's order; none unless this is an update.
+    pub fn changed(&self) -> Vec<Cow<'a, str>> {
+        match (self.change.op, self.before(), self.after()) {
+            (Op::Update, Some(old), Some(new)) => differing(old, new),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The fields of the row after, if there is one.
+    pub fn after(&self) -> Option<&Fields<'a>> {
+        self.new.get_or_init(|| self.change.new.as_deref().map(fields)).as_ref()
+    }
+
+    /// Appends the change with only these columns of its rows, but for its end: the closing brace is left to the caller. Fails where a
+    /// row has not got one of them, and says which.
+    pub fn write_columns(&self, columns: &[String], out: &mut Vec<u8>) -> Result<(), String> {
+        let (change, old, new) = (self.change, self.before(), self.after());
+        change.encode_head(new.or(old), out);
+        for (name, row) in [("new", new), ("old", old)] {
+            if let Some(row) = row {
+                out.extend_from_slice(format!(r#","{name}":"#).as_bytes());
+                encode_columns(row, columns, out)?;
+            }
+        }
+        if let (Op::Update, Some(old), Some(new)) = (change.op, old, new) {
+            let mut changed = differing(old, new);
+            changed.retain(|name| columns.iter().any(|column| column == name));
+            out.extend_from_slice(br#","changed":"#);
+            write_json(out, &changed);
+        }
+        Ok(())
     }
 }
 
@@ -267,7 +314,21 @@ pub struct Part {
     pub last: bool,
 }
 
+/// A part of a commit whose changes can be looked into.
+pub struct Opened<'a> {
+    /// The part.
+    pub part: &'a Part,
+    /// Its changes.
+    pub changes: Vec<View<'a>>,
+}
+
 impl Part {
+    /// The part, to be looked into. Costs nothing until a row is.
+    pub fn open(&self) -> Opened<'_> {
+        let view = |change| View { change, old: OnceCell::new(), new: OnceCell::new() };
+        Opened { part: self, changes: self.changes.iter().map(view).collect() }
+    }
+
     /// Where a reader stands that has everything up to the end of this part.
     pub fn place(&self) -> Place {
         match self.last {
@@ -337,6 +398,22 @@ impl<'de> Deserialize<'de> for Name<'de> {
         struct Borrowing<'a>(#[serde(borrow)] Cow<'a, str>);
         Borrowing::deserialize(deserializer).map(|Borrowing(name)| Name(name))
     }
+}
+
+/// A row with only these columns.
+fn encode_columns(row: &Fields<'_>, columns: &[String], out: &mut Vec<u8>) -> Result<(), String> {
+    out.push(b'{');
+    for (index, column) in columns.iter().enumerate() {
+        let Some((name, value)) = row.0.iter().find(|(name, _)| name == column) else { return Err(column.clone()) };
+        if index > 0 {
+            out.push(b',');
+        }
+        write_json(out, name);
+        out.push(b':');
+        out.extend_from_slice(value.get().as_bytes());
+    }
+    out.push(b'}');
+    Ok(())
 }
 
 fn differing<'a>(old: &Fields<'_>, new: &Fields<'a>) -> Vec<Cow<'a, str>> {

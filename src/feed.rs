@@ -124,7 +124,7 @@ impl Feed {
         if let Some(reason) = self.log.open().await? {
             tracing::warn!("a new epoch begins: {reason}");
         }
-        self.log.refresh_tables().await?;
+        self.hub.hold(&self.log.refresh_tables().await?);
         match self.at {
             None => self.begin_at(self.log.look(0).await?.head, "new"),
             Some(at) => {
@@ -177,7 +177,7 @@ impl Feed {
         if role.looked.elapsed() >= LOOK_EVERY {
             role.look_around(listener, &self.metrics).await?;
             // Tables that were watched, renamed, keyed anew or dropped meanwhile.
-            self.log.refresh_tables().await?;
+            self.hub.hold(&self.log.refresh_tables().await?);
             self.look_behind().await?;
         }
         if numbered > 0 && role.leads {

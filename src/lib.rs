@@ -45,11 +45,13 @@ pub mod metrics;
 pub mod outbox;
 pub mod protocol;
 pub mod role;
+pub mod selection;
 pub mod server;
 pub mod snapshot;
 pub mod socket;
 pub mod subscriber;
 pub mod subscription;
+pub mod table;
 
 use std::sync::Arc;
 

@@ -3,7 +3,6 @@
 //! It reads in pages bounded in rows and bytes and checks that they join without a hole. Statements are unnamed, so that they also
 //! work through a pooler. When to number, and what to do with what was read, it leaves to others.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -22,11 +21,16 @@ use crate::config::{
     STATEMENT_PATIENCE, TRIM_BYTES_MAX, TRIM_CHANGES_MAX, TRIM_COMMITS_MAX,
 };
 
+use crate::filter::{self, Column, Question};
+use crate::table::{Tables, Watched};
+
 /// A way to the log of one database.
 #[derive(Clone)]
 pub struct Log {
     pool: Pool,
-    tables: Arc<Mutex<Tables>>,
+    tables: Arc<Mutex<LastSeen>>,
+    /// Held while tables are looked up for those who can share that.
+    looking_up: Arc<tokio::sync::Mutex<()>>,
     oldest: Arc<Mutex<Hint>>,
     /// When the link to PostgreSQL was found dead last.
     hung_up: Arc<watch::Sender<Option<Instant>>>,
@@ -40,7 +44,15 @@ struct Hint {
     position: Position,
 }
 
-type Tables = HashMap<i32, Arc<Table>>;
+/// The tables as last seen.
+#[derive(Default)]
+struct LastSeen {
+    tables: Tables,
+    /// Counts how often they were not what they had been.
+    version: u64,
+    /// When the look began that saw them last.
+    seen: Option<Instant>,
+}
 
 /// Where the log begins and ends.
 #[derive(Clone, Copy, Debug)]
@@ -126,6 +138,23 @@ impl Word {
     }
 }
 
+/// How PostgreSQL reads the literals of a filter: its columns of one row.
+pub type Answer = Vec<Option<String>>;
+
+/// Why there is no [`Answer`].
+#[derive(Debug)]
+pub enum Refused {
+    /// PostgreSQL does not take a literal, as this sentence says.
+    Said(String),
+    /// It could not be asked.
+    Failed(anyhow::Error),
+}
+
+/// The settings that capture pins, for a transaction: a value then reads as it does in a change.
+pub const AS_CAPTURED: &str = "set local \"TimeZone\" = 'UTC'; set local \"DateStyle\" = 'ISO, MDY';
+    set local \"IntervalStyle\" = 'postgres'; set local bytea_output = 'hex'; set local extra_float_digits = 1;
+    set local quote_all_identifiers = off; set local search_path = pg_catalog, pg_temp";
+
 /// What one numbering did.
 #[derive(Clone, Copy, Debug)]
 pub struct Numbered {
@@ -149,7 +178,13 @@ impl Log {
             .recycle_timeout(Some(LINK_PATIENCE))
             .build()
             .expect("a pool with a runtime takes time-outs");
-        Log { pool, tables: Arc::default(), oldest: Arc::default(), hung_up: Arc::default() }
+        Log {
+            pool,
+            tables: Arc::default(),
+            looking_up: Arc::default(),
+            oldest: Arc::default(),
+            hung_up: Arc::default(),
+        }
     }
 
     /// The same log over connections of its own; what is known of it is shared.
@@ -288,7 +323,7 @@ impl Log {
             (&size.bytes_max, Type::INT8),
         ];
         let rows = self.query(sql, values).await?;
-        let tables = self.lock_tables().clone();
+        let tables = self.tables();
         match join(known.epoch, place, &rows, &tables, None)? {
             Some(page) => Ok(page),
             // A table was watched, or its key renamed, since they were last looked up.
@@ -299,10 +334,23 @@ impl Log {
         }
     }
 
-    /// The tables as they are now: renamed, with another key, new, or gone.
+    /// The tables as they are now: renamed, retyped, with another key, new, or gone. What did not change stays the same value.
     pub async fn refresh_tables(&self) -> Result<Tables> {
-        let sql = "select id, schema_name, table_name, key_columns, partitioned, active from switchboard.tables()";
+        // Everything about columns that could make a difference, without the cost of spelling it out.
+        let sql = "select t.id, t.schema_name, t.table_name, t.key_columns, t.partitioned, t.active, c.oid, (
+                       select pg_catalog.md5(pg_catalog.string_agg(pg_catalog.concat_ws(' ', a.attname, a.atttypid, a.atttypmod,
+                           a.attcollation, (select pg_catalog.string_agg(e.enumlabel, ',' order by e.enumsortorder)
+                                            from pg_catalog.pg_enum as e
+                                            where e.enumtypid in (y.oid, y.typbasetype))), ';' order by a.attnum))
+                       from pg_catalog.pg_attribute as a join pg_catalog.pg_type as y on y.oid = a.atttypid
+                       where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped)
+                   from switchboard.tables() as t
+                   left join pg_catalog.pg_namespace as n on n.nspname = t.schema_name and t.active
+                   left join pg_catalog.pg_class as c on c.relnamespace = n.oid and c.relname = t.table_name";
+        let began = Instant::now();
+        let known = self.tables();
         let mut fresh = Tables::new();
+        let mut unknown = Vec::new();
         for row in self.query(sql, &[]).await? {
             let table = Table {
                 watch: row.try_get(0)?,
@@ -311,20 +359,81 @@ impl Log {
                 partitioned: row.try_get(4)?,
                 active: row.try_get(5)?,
             };
-            fresh.insert(table.watch, Arc::new(table));
+            let fingerprint = row.try_get::<_, Option<String>>(7)?.unwrap_or_default();
+            match known.get(&table.watch) {
+                Some(before) if *before.table == table && before.fingerprint == fingerprint => {
+                    fresh.insert(table.watch, before.clone());
+                }
+                _ => unknown.push((table, row.try_get::<_, Option<u32>>(6)?, fingerprint)),
+            }
         }
-        self.lock_tables().clone_from(&fresh);
+        for (table, oid, fingerprint) in unknown {
+            let columns = match oid {
+                Some(oid) => self.columns(oid).await?,
+                None => Vec::new(),
+            };
+            fresh.insert(table.watch, Arc::new(Watched { table: Arc::new(table), columns, fingerprint }));
+        }
+        let mut last = self.lock_tables();
+        last.version += u64::from(last.tables != fresh);
+        last.tables.clone_from(&fresh);
+        last.seen = last.seen.max(Some(began));
+        drop(last);
         Ok(fresh)
     }
 
-    /// The watched tables as last seen, by name.
-    pub fn watched(&self) -> Vec<Arc<Table>> {
-        let mut watched: Vec<_> = self.lock_tables().values().filter(|table| table.active).cloned().collect();
-        watched.sort_by(|a, b| a.name.cmp(&b.name));
-        watched
+    /// The tables as they were at `since` or later. Those who ask at the same time share one look.
+    pub async fn tables_since(&self, since: Instant) -> Result<Tables> {
+        let _only_one = self.looking_up.lock().await;
+        if self.lock_tables().seen.is_some_and(|seen| seen >= since) {
+            return Ok(self.tables());
+        }
+        self.refresh_tables().await
     }
 
-    fn lock_tables(&self) -> std::sync::MutexGuard<'_, Tables> {
+    async fn columns(&self, relation: u32) -> Result<Vec<Column>> {
+        let sql = format!("select {}", filter::columns_sql("$1"));
+        let row = self.query_one(&sql, &[(&relation, Type::OID)]).await?;
+        filter::columns(row.try_get(0)?)
+    }
+
+    /// The tables as last seen.
+    pub fn tables(&self) -> Tables {
+        self.lock_tables().tables.clone()
+    }
+
+    /// Counts how often the tables were seen to have changed.
+    pub fn tables_version(&self) -> u64 {
+        self.lock_tables().version
+    }
+
+    /// How PostgreSQL reads the literals of a filter; or what it says against one of them.
+    pub async fn answer(&self, question: &Question) -> Result<Answer, Refused> {
+        let connection = self.connection().await.map_err(Refused::Failed)?;
+        let params = question.params.iter().map(|text| (text as &(dyn ToSql + Sync), Type::TEXT)).collect::<Vec<_>>();
+        let asking = async {
+            connection.batch_execute(&format!("begin read only; {AS_CAPTURED}")).await?;
+            let rows = connection.query_typed(&question.sql, &params).await?;
+            connection.batch_execute("commit").await?;
+            Ok::<_, tokio_postgres::Error>(rows)
+        };
+        let asked = connection.within(async { Ok::<_, tokio_postgres::Error>(asking.await) }).await;
+        let rows = match asked.map_err(Refused::Failed)? {
+            Ok(rows) => rows,
+            // Said of the literal (data exceptions, and what a cast may raise), not of the connection or the server.
+            Err(error) if error.code().is_some_and(|code| ["22", "42", "0A"].contains(&&code.code()[..2])) => {
+                let said = error.as_db_error().map_or_else(String::new, |error| error.message().to_owned());
+                return Err(Refused::Said(question.refusal(&said)));
+            }
+            Err(error) => return Err(Refused::Failed(told(error))),
+        };
+        connection.give_back();
+        let row = rows.first().context("a question has an answer of one row").map_err(Refused::Failed)?;
+        let answer: Result<Answer, _> = (0..row.len()).map(|index| row.try_get(index)).collect();
+        answer.map_err(|error| Refused::Failed(error.into()))
+    }
+
+    fn lock_tables(&self) -> std::sync::MutexGuard<'_, LastSeen> {
         // A map of what the database said stays whole whatever panicked beside it.
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -498,7 +607,7 @@ fn change(row: &Row, serial: i64, tables: &Tables, before: Option<&Tables>) -> R
         let text: Option<String> = row.try_get(column)?;
         text.map(|text| RawValue::from_string(text).context("a row in the log is not JSON")).transpose()
     };
-    let Some(table) = tables.get(&watch) else {
+    let Some(table) = tables.get(&watch).map(|watched| &watched.table) else {
         return Ok(if before.is_some() { Known::Nowhere(watch) } else { Known::Unsettled });
     };
     let change = Change::new(serial, table.clone(), op, json("old")?, json("new")?);
@@ -507,7 +616,7 @@ fn change(row: &Row, serial: i64, tables: &Tables, before: Option<&Tables>) -> R
     }
     let Some(before) = before else { return Ok(Known::Unsettled) };
     // Written before its table's key was renamed; else by a key that nobody remembers.
-    let then = before.get(&watch).unwrap_or(table).clone();
+    let then = before.get(&watch).map_or(table, |watched| &watched.table).clone();
     Ok(Known::Change(Change::new(serial, then, op, change.old, change.new)))
 }
 

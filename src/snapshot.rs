@@ -21,8 +21,9 @@ use tokio_postgres::types::Type;
 
 use crate::change::{Cursor, Epoch, Position, Table};
 use crate::config::{SNAPSHOT_PIECE_BYTES_MAX, SNAPSHOT_SHARED_FOR};
-use crate::log::{Borrowed, Log, Visible, Word};
-use crate::protocol::{RowsFrame, Selection};
+use crate::log::{AS_CAPTURED, Borrowed, Log, Visible, Word};
+use crate::protocol::RowsFrame;
+use crate::selection::{Pick, Selection};
 
 /// How many bytes of a snapshot stay in memory; the rest lies on disk.
 const MEMORY_BYTES_MAX: u64 = 1 << 20;
@@ -41,9 +42,17 @@ pub struct Snapshots {
     /// Wakes the feed, which is to bring what was numbered here.
     nudge: Arc<Notify>,
     store: Store,
-    /// By what they hold, and in which life of the hub's positions they were begun: rows that were read in an earlier one may hold
-    /// commits that are lost.
-    recent: Mutex<HashMap<(Selection, u64), Arc<Snapshot>>>,
+    recent: Mutex<HashMap<Sought, Arc<Snapshot>>>,
+}
+
+/// What has to be the same for those who share a reading.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Sought {
+    selection: Selection,
+    /// In which life of the hub's positions it was begun: rows that were read in an earlier one may hold commits that are lost.
+    life: u64,
+    /// What the tables were: see [`Log::tables_version`].
+    tables: u64,
 }
 
 /// How much room there is for rows.
@@ -112,8 +121,27 @@ enum Stored {
 struct Progress {
     frames: usize,
     /// When it ended, and how.
-    end: Option<(Instant, Result<Join, Arc<str>>)>,
+    end: Option<(Instant, Result<Join, Failure>)>,
 }
+
+/// Why a reading has no end to join to.
+#[derive(Clone)]
+enum Failure {
+    Changed,
+    Other(Arc<str>),
+}
+
+/// A table is not any more what it was when it was selected.
+#[derive(Debug)]
+struct Changed;
+
+impl std::fmt::Display for Changed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a table was altered, renamed or dropped since it was selected")
+    }
+}
+
+impl std::error::Error for Changed {}
 
 /// Where the stream goes on from the rows: with the commits after `head` that the rows do not hold yet.
 #[derive(Clone, Debug)]
@@ -134,6 +162,8 @@ pub enum Piece {
     Frames(Bytes, usize),
     /// No more frames: the rows are complete.
     End(Join),
+    /// A table is not any more what it was when it was selected: select anew.
+    Changed,
 }
 
 impl Snapshots {
@@ -146,7 +176,7 @@ impl Snapshots {
     /// (see [`crate::hub::Head`]) that the stream behind the rows is to follow.
     pub fn get(self: &Arc<Self>, selection: &Selection, life: u64) -> Arc<Snapshot> {
         let mut recent = self.still_recent();
-        let wanted = (selection.clone(), life);
+        let wanted = Sought { selection: selection.clone(), life, tables: self.readers.tables_version() };
         if let Some(snapshot) = recent.get(&wanted) {
             return snapshot.clone();
         }
@@ -157,7 +187,10 @@ impl Snapshots {
         let (this, selection, reading) = (self.clone(), selection.clone(), snapshot.clone());
         // Not tied to the client that asked first: others may be waiting for it. Ends by itself, every step within its patience.
         tokio::spawn(async move {
-            let end = this.read(&selection, &reading).await.map_err(|error| format!("{error:#}").into());
+            let end = this.read(&selection, &reading).await.map_err(|error| match error.is::<Changed>() {
+                true => Failure::Changed,
+                false => Failure::Other(format!("{error:#}").into()),
+            });
             reading.progress.send_modify(|progress| progress.end = Some((Instant::now(), end)));
             drop(reading);
             // Whoever is still taking the rows holds them; nobody else does after this.
@@ -168,7 +201,7 @@ impl Snapshots {
     }
 
     /// The readings that others may share, without those that are over.
-    fn still_recent(&self) -> MutexGuard<'_, HashMap<(Selection, u64), Arc<Snapshot>>> {
+    fn still_recent(&self) -> MutexGuard<'_, HashMap<Sought, Arc<Snapshot>>> {
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         recent.retain(|_, snapshot| match &snapshot.progress.borrow().end {
             None => true,
@@ -179,12 +212,12 @@ impl Snapshots {
     }
 
     async fn read(&self, selection: &Selection, snapshot: &Arc<Snapshot>) -> Result<Join> {
-        let tables = self.readers.refresh_tables().await?;
-        let mut tables: Vec<&Arc<Table>> = tables.values().filter(|table| table.active).collect();
-        tables.retain(|table| selection.tables.as_ref().is_none_or(|wanted| wanted.contains(&table.name)));
-        tables.sort_by(|a, b| a.name.cmp(&b.name));
-
-        let connection = self.begin(&tables).await?;
+        let picks = selection.picks(&self.readers.refresh_tables().await?).ok_or(Changed)?;
+        let connection = self.begin(&picks).await?;
+        // They may have been altered before they were locked. (Over other connections than the readers', all of which may be busy here.)
+        if !selection.is_everything() && !selection.holds(&self.numbering.refresh_tables().await?) {
+            bail!(Changed);
+        }
         let sql = "select pg_current_snapshot()::text";
         let row = connection.within(connection.query_typed(sql, &[])).await?.pop().context("no snapshot came back")?;
         let visible = Visible::parse(row.try_get(0)?).context("PostgreSQL gave no snapshot")?;
@@ -196,8 +229,9 @@ impl Snapshots {
         }
         let covered = numbered.head;
         self.nudge.notify_one();
-        for table in tables {
-            self.read_table(&connection, table, snapshot).await.with_context(|| format!("reading {}", table.name))?;
+        for pick in &picks {
+            let name = &pick.watched.table.name;
+            self.read_table(&connection, pick, snapshot).await.with_context(|| format!("reading {name}"))?;
         }
         connection.within(connection.batch_execute("commit")).await?;
         connection.give_back();
@@ -209,16 +243,12 @@ impl Snapshots {
     ///
     /// It never waits while it holds a lock: a user's transaction that locks the same tables in another order could be undone for it,
     /// as a deadlock.
-    async fn begin(&self, tables: &[&Arc<Table>]) -> Result<Borrowed> {
+    async fn begin(&self, picks: &[Pick]) -> Result<Borrowed> {
         // The settings that capture pins, so that a value reads the same in a row and in a change.
-        let mut begin = "begin isolation level repeatable read read only;
-                     set local \"TimeZone\" = 'UTC'; set local \"DateStyle\" = 'ISO, MDY'; set local \"IntervalStyle\" = 'postgres';
-                     set local bytea_output = 'hex'; set local extra_float_digits = 1;
-                     set local quote_all_identifiers = off; set local search_path = pg_catalog, pg_temp;
-                     set local row_security = off"
-            .to_owned();
-        for table in tables {
-            begin.push_str(&format!("; lock table {} in access share mode nowait", source(table)));
+        let mut begin =
+            format!("begin isolation level repeatable read read only; {AS_CAPTURED}; set local row_security = off");
+        for pick in picks {
+            begin.push_str(&format!("; lock table {} in access share mode nowait", source(&pick.watched.table)));
         }
         let connection = self.readers.connection().await?;
         let began = Instant::now();
@@ -238,10 +268,12 @@ impl Snapshots {
         }
     }
 
-    async fn read_table(&self, connection: &Borrowed, table: &Table, snapshot: &Arc<Snapshot>) -> Result<()> {
-        let sql = format!("select row_to_json(switchboard_row)::text from {} as switchboard_row", source(table));
+    async fn read_table(&self, connection: &Borrowed, pick: &Pick, snapshot: &Arc<Snapshot>) -> Result<()> {
+        let table = &pick.watched.table;
+        let (sql, params) = rows_of(pick);
         let mut page = RowsFrame::new(&table.name, table.key.as_deref());
-        let rows = connection.within(connection.query_typed_raw(&sql, std::iter::empty::<(i32, Type)>())).await?;
+        let params = params.into_iter().map(|param| (param, Type::TEXT));
+        let rows = connection.within(connection.query_typed_raw(&sql, params)).await?;
         let mut rows = std::pin::pin!(rows);
         let mut pages = 0;
         while let Some(row) = connection.within(rows.try_next()).await? {
@@ -300,7 +332,8 @@ impl Snapshot {
         let there = |progress: &Progress| progress.frames > next || progress.end.is_some();
         let now = progress.wait_for(there).await.context("the reading was given up")?.clone();
         match now.end {
-            Some((_, Err(reason))) => bail!("{reason}"),
+            Some((_, Err(Failure::Changed))) => Ok(Piece::Changed),
+            Some((_, Err(Failure::Other(reason)))) => bail!("{reason}"),
             Some((_, Ok(join))) if now.frames == next => Ok(Piece::End(join)),
             _ => self.frames(next).await,
         }
@@ -343,6 +376,26 @@ impl Snapshot {
     fn lock(&self) -> MutexGuard<'_, Frames> {
         self.frames.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The statement that reads the rows of a selection, each as a JSON text, and its parameters.
+fn rows_of(pick: &Pick) -> (String, Vec<String>) {
+    const ALIAS: &str = "switchboard_row";
+    let mut params = Vec::new();
+    let table = source(&pick.watched.table);
+    let condition = pick.filter.as_ref().map(|filter| format!(" where {}", filter.sql(ALIAS, &mut params)));
+    let condition = condition.unwrap_or_default();
+    let rows = match &pick.columns {
+        None => format!("select row_to_json({ALIAS})::text from {table} as {ALIAS}{condition}"),
+        Some(columns) => {
+            let columns: Vec<String> = columns.iter().map(|name| format!("{ALIAS}.{}", quoted(name))).collect();
+            let columns = columns.join(", ");
+            format!(
+                "select row_to_json(selected)::text from (select {columns} from {table} as {ALIAS}{condition}) as selected"
+            )
+        }
+    };
+    (rows, params)
 }
 
 /// A table as SQL reads from it. The rows of tables that inherit from this one are theirs; those of partitions are not.

@@ -10,17 +10,19 @@
 //! who are as far behind. The next is fetched only once the client took everything. It holds no connection to the database meanwhile.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use bytes::Bytes;
 use tokio::time::{sleep, timeout};
 
 use crate::change::{Cursor, Place, Position};
-use crate::hub::{Head, Joined, News};
-use crate::log::{Log, Page, PageSize, Visible};
+use crate::filter::Undecidable;
+use crate::hub::{self, Head, Joined, News};
+use crate::log::{Page, PageSize, Refused, Visible};
 use crate::outbox::Outlet;
-use crate::protocol::{self, Encoder, Form, From, Kind, OnReset, Request, Selection};
+use crate::protocol::{self, Encoder, Form, From, Kind, OnReset, Request};
+use crate::selection::{Draft, Selection};
 use crate::snapshot::Piece;
 use crate::subscriber::Shared;
 
@@ -51,6 +53,8 @@ pub struct Subscription {
     last: Option<Cursor>,
     /// Which life of the hub's positions it follows.
     life: u64,
+    /// When it was told that a table is not what it was.
+    altered: Option<Instant>,
 }
 
 /// Why a subscription cannot go on as it is.
@@ -63,6 +67,18 @@ enum End {
     Failed(anyhow::Error),
 }
 
+impl End {
+    /// A table is not any more, or was not yet, what it is taken for: select and begin anew.
+    fn schema() -> End {
+        End::Reset { reason: hub::SCHEMA.into(), oldest: None }
+    }
+}
+
+fn undecidable(error: Undecidable) -> End {
+    tracing::debug!("a subscription begins anew: {error}");
+    End::schema()
+}
+
 impl std::convert::From<anyhow::Error> for End {
     fn from(error: anyhow::Error) -> End {
         End::Failed(error)
@@ -72,13 +88,14 @@ impl std::convert::From<anyhow::Error> for End {
 /// Serves what was asked for until that cannot go on.
 pub async fn feed(request: Request, outlet: Outlet, shared: Arc<Shared>) -> Ended {
     let kind = Kind { selection: Selection::default(), form: Form::Feed };
-    let mut subscription = Box::new(Subscription { kind, shared, outlet, last: None, life: 0 });
+    let mut subscription = Box::new(Subscription { kind, shared, outlet, last: None, life: 0, altered: None });
     subscription.serve(request).await
 }
 
 /// Serves the stream of `/switch/status` until that cannot go on.
 pub async fn switch_status(outlet: Outlet, shared: Arc<Shared>) -> Ended {
-    let mut subscription = Box::new(Subscription { kind: Kind::switch_status(), shared, outlet, last: None, life: 0 });
+    let mut subscription =
+        Box::new(Subscription { kind: Kind::switch_status(), shared, outlet, last: None, life: 0, altered: None });
     loop {
         match subscription.follow_from(None).await {
             // This stream has no positions to lose: it goes on with what comes next.
@@ -102,6 +119,7 @@ impl Subscription {
             };
             match end {
                 End::Reset { reason, oldest } => {
+                    self.altered = (*reason == *hub::SCHEMA).then(Instant::now);
                     self.send(protocol::reset(&reason, oldest)).await;
                     if request.on_reset == OnReset::Close {
                         if self.outlet.sub().is_some() {
@@ -139,6 +157,9 @@ impl Subscription {
     /// Finds what was asked for, sends what comes before the stream, and says where the stream begins.
     async fn start(&mut self, request: &Request, from: &From) -> Result<Start, End> {
         self.wait_for_database().await;
+        if let Some(altered) = self.altered {
+            self.with_database(|| self.shared.log.tables_since(altered)).await?;
+        }
         self.select(request).await?;
         let head = self.begin().await;
         match from {
@@ -154,20 +175,40 @@ impl Subscription {
         }
     }
 
-    /// Finds the tables that were asked for.
+    /// Finds what was asked for in the database.
     async fn select(&mut self, request: &Request) -> Result<(), End> {
-        let Some(wanted) = &request.tables else { return Ok(()) };
-        let mut selection = find_tables(&self.shared.log, wanted);
-        if selection.is_err() {
-            // Watched a moment ago, perhaps.
-            let log = self.shared.log.clone();
-            if let Err(error) = self.attend(log.refresh_tables()).await {
+        let mut selected = self.try_select(request).await;
+        if matches!(selected, Err(End::Wrong(_))) {
+            // Watched or altered a moment ago, perhaps.
+            let looking = self.shared.log.tables_since(Instant::now());
+            if let Err(error) = self.attend(looking).await {
                 tracing::debug!("tables could not be looked up: {error:#}");
             }
-            selection = find_tables(&self.shared.log, wanted);
+            selected = self.try_select(request).await;
         }
-        self.kind.selection = selection.map_err(End::Wrong)?;
+        self.kind.selection = selected?;
         Ok(())
+    }
+
+    async fn try_select(&self, request: &Request) -> Result<Selection, End> {
+        let log = &self.shared.log;
+        let draft = Draft::new(request.wish(), &log.tables()).map_err(End::Wrong)?;
+        let mut answers = Vec::new();
+        for question in draft.questions().map_err(End::Wrong)? {
+            let Some(question) = question else {
+                answers.push(None);
+                continue;
+            };
+            let ask = || async {
+                match log.answer(&question).await {
+                    Ok(answer) => Ok(Ok(answer)),
+                    Err(Refused::Said(mistake)) => Ok(Err(mistake)),
+                    Err(Refused::Failed(error)) => Err(error),
+                }
+            };
+            answers.push(Some(self.with_database(ask).await?.map_err(End::Wrong)?));
+        }
+        draft.bind(answers).map_err(End::Wrong)
     }
 
     async fn resume(&mut self, text: &str, head: Cursor) -> Result<Start, End> {
@@ -215,6 +256,7 @@ impl Subscription {
                     self.wait_for_head(join.covered).await?;
                     return Ok(Start { place: Place::after(join.head), skip: Some(join.visible), joined: None });
                 }
+                Piece::Changed => return Err(End::schema()),
             }
         }
     }
@@ -293,7 +335,7 @@ impl Subscription {
                 for part in parts {
                     place = part.place();
                     if !skip.as_ref().is_some_and(|visible| visible.sees(part.tx)) {
-                        encoder.encode(&part, &mut out);
+                        encoder.encode(&part.open(), &mut out).map_err(undecidable)?;
                     }
                 }
                 self.last = encoder.last;
@@ -443,19 +485,4 @@ struct Start {
     place: Place,
     skip: Option<Visible>,
     joined: Option<Joined>,
-}
-
-/// The selection of the tables that were asked for; or which one is not watched, and what to do.
-fn find_tables(log: &Log, wanted: &[String]) -> Result<Selection, String> {
-    let watched = log.watched();
-    let find = |name: &String| {
-        let exact = watched.iter().find(|table| table.name.to_string() == *name);
-        let public = || watched.iter().find(|table| table.name.schema == "public" && table.name.table == *name);
-        exact.or_else(public).map(|table| table.name.clone()).ok_or_else(|| {
-            let names: Vec<String> = watched.iter().take(20).map(|table| table.name.to_string()).collect();
-            let watched = if names.is_empty() { "no table".to_owned() } else { names.join(", ") };
-            format!("table {name} is not watched; watched is {watched}; to watch it: switchboard watch {name}")
-        })
-    };
-    Ok(Selection { tables: Some(wanted.iter().map(find).collect::<Result<_, _>>()?) })
 }

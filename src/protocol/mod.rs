@@ -1,43 +1,26 @@
 //! Protocol 1: what travels over the wire, and nothing of how.
 //!
-//! Frames are written here, and the close codes have their one table here; requests are read in [`request`], the WebSocket frames that
-//! carry it all are in [`frame`].
+//! The frames that one subscription or connection gets are written here, those that many share in [`encoder`], and the close codes have
+//! their one table here; requests are read in [`request`], the WebSocket frames that carry it all are in [`frame`].
 
+pub mod encoder;
 pub mod frame;
 pub mod request;
-
-use std::borrow::Cow;
-use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::Value;
 
+pub use encoder::Encoder;
 use frame::{Opcode, frame};
 pub use frame::{payloads, tagged};
 pub use request::{From, Message, OnReset, Request};
 
-use crate::change::{Change, Cursor, Op, Part, TableName, fields, write_json};
+use crate::change::{Cursor, TableName, write_json};
+use crate::selection::Selection;
 
 /// The number of the protocol, in `hello`.
 pub const PROTOCOL: u32 = 1;
-
-/// The table of `/switch/status`.
-const SWITCH: (&str, &str) = ("public", "switch");
-
-/// Which changes a subscription wants.
-#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
-pub struct Selection {
-    /// These tables; none means every watched table.
-    pub tables: Option<BTreeSet<TableName>>,
-}
-
-impl Selection {
-    /// Whether the change is among them.
-    pub fn wants(&self, change: &Change) -> bool {
-        self.tables.as_ref().is_none_or(|tables| tables.contains(&change.table.name))
-    }
-}
 
 /// In which form a subscription gets its commits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -60,8 +43,8 @@ pub struct Kind {
 impl Kind {
     /// The stream of `/switch/status`.
     pub fn switch_status() -> Kind {
-        let tables = BTreeSet::from([TableName::new(SWITCH.0, SWITCH.1)]);
-        Kind { selection: Selection { tables: Some(tables) }, form: Form::SwitchStatus }
+        // The form itself knows its table, which need not be there yet.
+        Kind { selection: Selection::default(), form: Form::SwitchStatus }
     }
 }
 
@@ -257,113 +240,9 @@ impl RowsFrame {
     }
 }
 
-/// Writes the commits of one kind of subscription, and keeps their chain.
-pub struct Encoder {
-    kind: Kind,
-    /// The cursor of the last frame; none before the first.
-    pub last: Option<Cursor>,
-    /// Whether parts of a commit were written and its last is still to come.
-    continues: bool,
-}
-
-impl Encoder {
-    /// An encoder whose next frame follows `last`.
-    pub fn new(kind: Kind, last: Option<Cursor>) -> Encoder {
-        Encoder { kind, last, continues: false }
-    }
-
-    /// Says that parts of a commit went before, so that its last part is owed.
-    pub fn go_on(&mut self) {
-        self.continues = true;
-    }
-
-    /// The form in which it writes.
-    pub fn form(&self) -> Form {
-        self.kind.form
-    }
-
-    /// Appends what this kind of subscription gets of a part: a frame, several, or nothing.
-    pub fn encode(&mut self, part: &Part, out: &mut Vec<u8>) {
-        match self.kind.form {
-            Form::Feed => self.encode_commit(part, out),
-            Form::SwitchStatus => encode_switch_status(&self.kind.selection, part, out),
-        }
-    }
-
-    fn encode_commit(&mut self, part: &Part, out: &mut Vec<u8>) {
-        let mut wanted = part.changes.iter().filter(|change| self.kind.selection.wants(change)).peekable();
-        // The last part is owed where others were sent, even if it holds nothing that was selected.
-        let owed = part.last && self.continues;
-        if wanted.peek().is_none() && !owed {
-            return;
-        }
-        frame(out, Opcode::Text, |out| {
-            out.extend_from_slice(br#"{"type":"commit","#);
-            write_prev(out, self.last);
-            out.extend_from_slice(format!(r#""cursor":"{}","#, part.cursor).as_bytes());
-            if !part.last {
-                out.extend_from_slice(br#""more":true,"#);
-            }
-            out.extend_from_slice(format!(r#""tx":"{}","at":"{}","changes":["#, part.tx, part.at).as_bytes());
-            for (index, change) in wanted.enumerate() {
-                if index > 0 {
-                    out.push(b',');
-                }
-                out.extend_from_slice(change.json());
-            }
-            out.extend_from_slice(b"]}");
-        });
-        self.last = Some(part.cursor);
-        self.continues = !part.last;
-    }
-
-    /// Appends a `position` frame up to `cursor`, for the forms that have one.
-    pub fn encode_position(&mut self, cursor: Cursor, out: &mut Vec<u8>) {
-        if self.kind.form == Form::Feed {
-            out.extend_from_slice(&position(self.last, cursor));
-            self.last = Some(cursor);
-        }
-    }
-}
-
 fn write_prev(out: &mut Vec<u8>, prev: Option<Cursor>) {
     match prev {
         Some(prev) => out.extend_from_slice(format!(r#""prev":"{prev}","#).as_bytes()),
         None => out.extend_from_slice(br#""prev":null,"#),
-    }
-}
-
-/// `{"switch_id":"1","status":"1"}` for every switch that came or whose status changed.
-fn encode_switch_status(selection: &Selection, part: &Part, out: &mut Vec<u8>) {
-    for change in part.changes.iter().filter(|change| selection.wants(change)) {
-        let news = match change.op {
-            Op::Insert => true,
-            Op::Update => change.changed().iter().any(|column| column == "status"),
-            Op::Delete | Op::Truncate => false,
-        };
-        let Some(row) = change.new.as_deref().filter(|_| news) else { continue };
-        let row = fields(row);
-        let value = |column: &str| {
-            let value = row.0.iter().find(|(name, _)| name == column).map(|(_, value)| value.get());
-            value.map_or(Cow::Borrowed(""), plain_text)
-        };
-        frame(out, Opcode::Text, |out| {
-            out.extend_from_slice(br#"{"switch_id":"#);
-            write_json(out, &value("id"));
-            out.extend_from_slice(br#","status":"#);
-            write_json(out, &value("status"));
-            out.push(b'}');
-        });
-    }
-}
-
-/// A JSON value as the classic demonstration spells it: booleans as 1 and 0, null as nothing, all else as it stands.
-fn plain_text(json: &str) -> Cow<'_, str> {
-    match json {
-        "true" => Cow::Borrowed("1"),
-        "false" => Cow::Borrowed("0"),
-        "null" => Cow::Borrowed(""),
-        text if text.starts_with('"') => serde_json::from_str(text).map_or(Cow::Borrowed(text), Cow::Owned),
-        other => Cow::Borrowed(other),
     }
 }

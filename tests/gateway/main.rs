@@ -19,6 +19,7 @@ mod order;
 mod properties;
 mod resume;
 mod retention;
+mod selections;
 mod snapshots;
 mod statements;
 mod stopping;

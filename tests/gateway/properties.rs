@@ -8,9 +8,12 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use switchboard::change::{Change, Cursor, Op, Part, Place, Position, Table, TableName};
 use switchboard::config::Origins;
+use switchboard::filter;
 use switchboard::hub::{Hub, Joined, News};
 use switchboard::log::Visible;
-use switchboard::protocol::{Encoder, Form, Kind, Message, Request, Selection};
+use switchboard::protocol::{Encoder, Form, Kind, Message, Request};
+use switchboard::selection::{Draft, Selection};
+use switchboard::table::{Tables, Watched};
 
 use crate::harness::raw::measure;
 
@@ -25,10 +28,9 @@ impl Commit {
     /// The changes from `begin` up to `end` as a part.
     fn part(&self, begin: usize, end: usize) -> Part {
         let change = |index: usize| {
-            let name = TableName::new("public", format!("t{}", self.tables[index]));
-            let table = Table { watch: 1, name, key: None, partitioned: false, active: true };
+            let table = watched(self.tables[index]).table.clone();
             let row = RawValue::from_string(format!(r#"{{"n":{index},"filler":"{:100}"}}"#, "")).unwrap();
-            Change::new(index as i64 + 1, Arc::new(table), Op::Insert, None, Some(row))
+            Change::new(index as i64 + 1, table, Op::Insert, None, Some(row))
         };
         Part {
             cursor: self.cursor,
@@ -41,10 +43,44 @@ impl Commit {
         }
     }
 
-    /// What a subscription of these tables gets of it.
-    fn selected(&self, tables: &BTreeSet<usize>) -> Vec<usize> {
-        (0..self.tables.len()).filter(|index| tables.contains(&self.tables[*index])).collect()
+    /// What a subscription gets of it.
+    fn selected(&self, wanted: &Wanted) -> Vec<usize> {
+        let takes = |index: &usize| {
+            wanted.tables.contains(&self.tables[*index]) && wanted.rows.as_ref().is_none_or(|rows| rows.contains(index))
+        };
+        (0..self.tables.len()).filter(takes).collect()
     }
+}
+
+/// What a subscriber asks for: tables, and perhaps those rows of them whose "n" is one of these.
+#[derive(Clone, Debug)]
+struct Wanted {
+    tables: BTreeSet<usize>,
+    rows: Option<BTreeSet<usize>>,
+}
+
+impl Wanted {
+    fn kind(&self) -> Kind {
+        let numbers = |numbers: &BTreeSet<usize>| numbers.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
+        let tables = self.tables.iter().map(|table| format!("t{table}")).collect::<Vec<_>>().join(",");
+        let rows = self.rows.as_ref().map(|rows| format!("&where=n.in.({})", numbers(rows))).unwrap_or_default();
+        let request = Request::parse(&format!("table={tables}{rows}")).unwrap();
+        let known: Tables = (0..3).map(|table| (table as i32, Arc::new(watched(table)))).collect();
+        let draft = Draft::new(request.wish(), &known).unwrap();
+        assert!(draft.questions().unwrap().iter().all(Option::is_none), "integers need no PostgreSQL");
+        Kind { selection: draft.bind(vec![None; self.tables.len()]).unwrap(), form: Form::Feed }
+    }
+}
+
+fn watched(table: usize) -> Watched {
+    let name = TableName::new("public", format!("t{table}"));
+    let table = Table { watch: table as i32, name, key: None, partitioned: false, active: true };
+    let column = serde_json::json!([{
+        "name": "n", "declared_type": 23, "domain": false, "modifier": -1, "base": "int4", "type_name": "integer",
+        "is_enum": false, "labels": null, "collation": 0, "collation_of": null, "database": null, "encoding": "UTF8"
+    }]);
+    let columns = filter::columns(&column.to_string()).unwrap();
+    Watched { table: Arc::new(table), columns, fingerprint: String::new() }
 }
 
 /// What may happen around a hub.
@@ -63,8 +99,8 @@ enum Event {
     Database(bool),
     /// The positions do not go on.
     BeginAnew,
-    /// Somebody comes, who follows these tables.
-    Come(BTreeSet<usize>),
+    /// Somebody comes, who follows this.
+    Come(Wanted),
     /// One of them takes what there is, at most so often.
     Take {
         who: usize,
@@ -83,7 +119,8 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         1 => Just(Event::Beat),
         1 => any::<bool>().prop_map(Event::Database),
         1 => Just(Event::BeginAnew),
-        2 => prop::collection::btree_set(0..3_usize, 1..3).prop_map(Event::Come),
+        2 => (prop::collection::btree_set(0..3_usize, 1..3), prop::option::of(prop::collection::btree_set(0..5_usize, 0..3)))
+            .prop_map(|(tables, rows)| Event::Come(Wanted { tables, rows })),
         6 => (0..4_usize, 1..4_usize).prop_map(|(who, times)| Event::Take { who, times }),
         1 => (0..4_usize).prop_map(Event::Leave),
     ];
@@ -190,7 +227,7 @@ impl World {
         self.hub.publish(parts);
         let mut frames = Vec::new();
         let mut encoder = Encoder::new(Kind { selection: Selection::default(), form: Form::Feed }, None);
-        parts.iter().for_each(|part| encoder.encode(part, &mut frames));
+        parts.iter().for_each(|part| encoder.encode(&part.open(), &mut frames).unwrap());
         // Room for the frame of a last part that is owed and for one of its kind that comes with the beat.
         self.largest = self.largest.max(frames.len() + 200);
         assert!(self.hub.size().0 <= self.bytes_max.max(self.largest), "the bound is kept");
@@ -212,7 +249,7 @@ fn cursor(position: Position, life: u32) -> Cursor {
 
 /// Does what `subscriber.rs` does with the hub and the log, and checks what it would send.
 struct Subscriber {
-    tables: BTreeSet<usize>,
+    wanted: Wanted,
     kind: Kind,
     place: Place,
     joined: Option<Joined>,
@@ -227,12 +264,11 @@ struct Subscriber {
 }
 
 impl Subscriber {
-    fn new(tables: BTreeSet<usize>, world: &World) -> Subscriber {
-        let names = tables.iter().map(|table| TableName::new("public", format!("t{table}"))).collect();
-        let kind = Kind { selection: Selection { tables: Some(names) }, form: Form::Feed };
+    fn new(wanted: Wanted, world: &World) -> Subscriber {
+        let kind = wanted.kind();
         let joined = world.hub.join(&kind).unwrap();
         Subscriber {
-            tables,
+            wanted,
             kind,
             place: Place::after(joined.head.cursor.position),
             last: joined.last,
@@ -268,7 +304,7 @@ impl Subscriber {
 
     fn reset(&mut self, world: &World) {
         assert_ne!(self.life, world.life, "nobody is reset without need");
-        *self = Subscriber::new(self.tables.clone(), world);
+        *self = Subscriber::new(self.wanted.clone(), world);
     }
 
     fn catch_up(&mut self, world: &World) {
@@ -303,7 +339,7 @@ impl Subscriber {
                 let to = (from + 2).min(commit.tables.len());
                 let part = commit.part(from, to);
                 self.place = part.place();
-                encoder.encode(&part, &mut out);
+                encoder.encode(&part.open(), &mut out).unwrap();
             }
             self.hear(&out);
         }
@@ -337,7 +373,7 @@ impl Subscriber {
     fn check(&self, world: &World) {
         assert!(self.begun.is_empty());
         let told = world.log.iter().filter(|commit| commit.cursor.position > self.since);
-        let told = told.map(|commit| (commit.cursor.position, commit.selected(&self.tables)));
+        let told = told.map(|commit| (commit.cursor.position, commit.selected(&self.wanted)));
         let expected: Vec<_> = told.filter(|(_, changes)| !changes.is_empty()).collect();
         assert_eq!(self.got, expected);
     }

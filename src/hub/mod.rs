@@ -3,15 +3,23 @@
 //! A subscriber is a place in a history of frames that all of its kind share. The histories of all kinds together are bounded in
 //! bytes; who falls out of it is told so, and reads the log like one who resumes. The hub knows neither PostgreSQL nor sockets.
 
-use std::collections::{HashMap, VecDeque};
+mod history;
+mod routes;
+
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use bytes::Bytes;
 use tokio::sync::watch;
 
-use crate::change::{Cursor, Part, Place, Position};
-use crate::config::WRITE_BYTES_MAX;
-use crate::protocol::{self, Encoder, Form, Kind};
+use crate::change::{Cursor, Opened, Part, Position};
+use crate::protocol::{self, Form, Kind};
+use crate::table::{Tables, Watched};
+use history::Told;
+pub use history::{News, Topic};
+use routes::{Routes, TopicId};
+
+/// Why subscriptions begin anew whose tables were altered.
+pub const SCHEMA: &str = "schema";
 
 /// Where the feed brings commits and subscribers find them.
 pub struct Hub {
@@ -32,7 +40,15 @@ pub struct Head {
 }
 
 struct State {
-    topics: HashMap<Kind, Arc<Topic>>,
+    topics: HashMap<TopicId, (Kind, Arc<Topic>)>,
+    /// The topic of each kind.
+    kinds: HashMap<Kind, TopicId>,
+    routes: Routes,
+    next_topic: TopicId,
+    /// The topics that may have got a part of the commit that is being published, and are owed its last.
+    owed: HashSet<TopicId>,
+    /// The tables as they were when last looked at.
+    tables: Tables,
     /// Every chunk in every history, oldest first: what to forget next.
     chunks: VecDeque<(Weak<Topic>, usize)>,
     bytes: usize,
@@ -41,37 +57,6 @@ struct State {
     unfinished: bool,
     /// Why the positions did not go on when they last did not.
     reason: Arc<str>,
-}
-
-/// What subscriptions of one kind share.
-pub struct Topic {
-    history: Mutex<History>,
-    /// The number that the next chunk will have.
-    news: watch::Sender<u64>,
-}
-
-struct History {
-    chunks: VecDeque<Chunk>,
-    /// The number of the first chunk kept.
-    first: u64,
-    encoder: Encoder,
-    /// The chain before the first frame, for those who join before there is one.
-    began_at: Cursor,
-    /// Where one stands who has sent all of it.
-    end: Place,
-    /// While a commit is published in parts: the number of its first chunk, and the chain before it.
-    unfinished: Option<(u64, Cursor)>,
-    /// Set when no frame of this history can be followed by another.
-    reset: Option<Arc<str>>,
-}
-
-#[derive(Clone)]
-struct Chunk {
-    bytes: Bytes,
-    /// Where one stands who has sent it.
-    place: Place,
-    /// The cursor of its last frame that has one.
-    last: Cursor,
 }
 
 /// A subscriber's place in its kind's history, between two commits.
@@ -86,32 +71,16 @@ pub struct Joined {
     pub last: Cursor,
 }
 
-/// What there is for a subscriber.
-pub enum News {
-    /// These bytes, then the subscriber stands here.
-    Chunks {
-        /// To be written in this order.
-        chunks: Vec<Bytes>,
-        /// The number of the next chunk.
-        next: u64,
-        /// How far the subscriber has then come.
-        place: Place,
-        /// The cursor of the last frame.
-        last: Cursor,
-    },
-    /// Nothing yet.
-    Nothing,
-    /// What follows is no longer kept: read the log, then join again.
-    Behind,
-    /// The positions do not go on: begin anew, for this reason.
-    Reset(Arc<str>),
-}
-
 impl Hub {
     /// A hub that keeps `history_bytes_max` bytes of frames.
     pub fn new(history_bytes_max: usize) -> Hub {
         let state = State {
             topics: HashMap::new(),
+            kinds: HashMap::new(),
+            routes: Routes::default(),
+            next_topic: 0,
+            owed: HashSet::new(),
+            tables: Tables::new(),
             chunks: VecDeque::new(),
             bytes: 0,
             bytes_max: history_bytes_max,
@@ -141,22 +110,46 @@ impl Hub {
         let mut state = self.lock();
         state.unfinished = false;
         state.reason = reason.into();
-        let State { topics, reason, .. } = &mut *state;
-        for topic in topics.drain().map(|(_, topic)| topic) {
-            topic.lock().reset = Some(reason.clone());
-            topic.news.send_modify(|_| {});
+        let reason = state.reason.clone();
+        for topic in state.topics.keys().copied().collect::<Vec<_>>() {
+            state.reset(topic, &reason);
         }
         self.head.send_modify(|head| *head = Some(Head { cursor, life: head.map_or(1, |head| head.life + 1) }));
     }
 
+    /// Says what the tables are now. Who follows one that was altered, renamed or dropped gets a reset, and selects anew; that a table
+    /// got another column is no reason.
+    pub fn hold(&self, tables: &Tables) {
+        let mut state = self.lock();
+        let goes_on = |before: &Arc<Watched>| {
+            let now = tables.get(&before.table.watch);
+            !before.table.active || now.is_some_and(|now| before.goes_on_as(now))
+        };
+        let all_go_on = state.tables.values().all(goes_on);
+        let holds = |kind: &Kind| match kind.form {
+            Form::SwitchStatus => true,
+            Form::Feed => kind.selection.holds(tables) && (all_go_on || !kind.selection.is_everything()),
+        };
+        let altered = state.topics.iter().filter(|(_, (kind, _))| !holds(kind));
+        for topic in altered.map(|(topic, _)| *topic).collect::<Vec<_>>() {
+            state.reset(topic, &SCHEMA.into());
+        }
+        state.tables.clone_from(tables);
+    }
+
     /// Brings parts of commits, which follow what was brought before, to every kind that wants them.
     pub fn publish(&self, parts: &[Part]) {
+        let opened: Vec<Opened<'_>> = parts.iter().map(Part::open).collect();
         let mut state = self.lock();
-        let State { topics, chunks, bytes, .. } = &mut *state;
-        for topic in topics.values() {
-            for size in topic.publish(parts) {
-                chunks.push_back((Arc::downgrade(topic), size));
-                *bytes += size;
+        for (id, wanted) in state.sort(&opened) {
+            let Some((_, topic)) = state.topics.get(&id) else { continue };
+            let topic = topic.clone();
+            match topic.publish(&wanted) {
+                Ok(sizes) => sizes.into_iter().for_each(|size| state.keep(&topic, size)),
+                Err(undecidable) => {
+                    tracing::debug!("subscriptions begin anew: {undecidable}");
+                    state.reset(id, &SCHEMA.into());
+                }
             }
         }
         state.forget();
@@ -171,11 +164,14 @@ impl Hub {
     pub fn beat(&self) {
         let mut state = self.lock();
         let Some(head) = self.head() else { return };
-        state.topics.retain(|_, topic| Arc::strong_count(topic) > 1);
-        state.tell_all(Some(head.cursor.position), |history, out| {
+        let left = state.topics.iter().filter(|(_, (_, topic))| Arc::strong_count(topic) == 1);
+        for topic in left.map(|(id, _)| *id).collect::<Vec<_>>() {
+            state.remove(topic);
+        }
+        state.tell_all(Some(head.cursor.position), |told, out| {
             // Between the parts of a commit the chain is inside it; those frames show life themselves.
-            if history.unfinished.is_none() {
-                history.encoder.encode_position(head.cursor, out);
+            if told.between_commits {
+                told.encoder.encode_position(head.cursor, out);
             }
         });
     }
@@ -188,8 +184,8 @@ impl Hub {
         let frame = protocol::status(up);
         let mut state = self.lock();
         let head = self.head().map(|head| head.cursor.position);
-        state.tell_all(head, |history, out| {
-            if history.encoder.form() == Form::Feed {
+        state.tell_all(head, |told, out| {
+            if told.encoder.form() == Form::Feed {
                 out.extend_from_slice(&frame);
             }
         });
@@ -199,13 +195,8 @@ impl Hub {
     pub fn join(&self, kind: &Kind) -> Option<Joined> {
         let mut state = self.lock();
         let head = self.head()?;
-        let unfinished = state.unfinished;
-        let topic = state
-            .topics
-            .entry(kind.clone())
-            .or_insert_with(|| Arc::new(Topic::new(kind, head.cursor, unfinished)))
-            .clone();
-        let (next, last) = topic.lock().join();
+        let topic = state.topic(kind, head.cursor);
+        let (next, last) = topic.join();
         Some(Joined { topic, next, head, last })
     }
 
@@ -226,22 +217,74 @@ impl Hub {
 }
 
 impl State {
+    /// The topic of this kind, a new one where nobody followed it.
+    fn topic(&mut self, kind: &Kind, head: Cursor) -> Arc<Topic> {
+        if let Some((_, topic)) = self.kinds.get(kind).and_then(|id| self.topics.get(id)) {
+            return topic.clone();
+        }
+        let topic = Arc::new(Topic::new(kind, head, self.unfinished));
+        let id = self.next_topic;
+        self.next_topic += 1;
+        self.routes.change(kind, id, true);
+        if self.unfinished {
+            self.owed.insert(id);
+        }
+        self.kinds.insert(kind.clone(), id);
+        self.topics.insert(id, (kind.clone(), topic.clone()));
+        topic
+    }
+
+    fn remove(&mut self, id: TopicId) -> Option<Arc<Topic>> {
+        let (kind, topic) = self.topics.remove(&id)?;
+        self.kinds.remove(&kind);
+        self.routes.change(&kind, id, false);
+        self.owed.remove(&id);
+        Some(topic)
+    }
+
+    /// Tells those who follow the topic that nothing follows. Who comes next begins a new one.
+    fn reset(&mut self, id: TopicId, reason: &Arc<str>) {
+        if let Some(topic) = self.remove(id) {
+            topic.reset(reason);
+        }
+    }
+
+    /// Which topics may want which parts.
+    fn sort<'a>(&mut self, parts: &'a [Opened<'a>]) -> HashMap<TopicId, Vec<&'a Opened<'a>>> {
+        let mut wanted: HashMap<TopicId, Vec<&Opened<'_>>> = HashMap::new();
+        let mut found = Vec::new();
+        for part in parts {
+            found.clear();
+            part.changes.iter().for_each(|change| self.routes.find(change, &mut found));
+            found.extend(&self.owed);
+            match part.part.last {
+                true => self.owed.clear(),
+                false => self.owed.extend(&found),
+            }
+            for topic in &found {
+                let parts = wanted.entry(*topic).or_default();
+                if parts.last().is_none_or(|last| !std::ptr::eq(*last, part)) {
+                    parts.push(part);
+                }
+            }
+        }
+        wanted
+    }
+
     /// Appends what `tell` writes to every history.
-    fn tell_all(&mut self, head: Option<Position>, mut tell: impl FnMut(&mut History, &mut Vec<u8>)) {
-        for topic in self.topics.values() {
-            let mut history = topic.lock();
-            let mut out = Vec::new();
-            tell(&mut history, &mut out);
-            // Between commits, who has all of a history has everything up to the head.
-            let place = if history.unfinished.is_some() { history.end } else { head.map_or(history.end, Place::after) };
-            if let Some(size) = history.push(out, place) {
+    fn tell_all(&mut self, head: Option<Position>, mut tell: impl FnMut(&mut Told<'_>, &mut Vec<u8>)) {
+        for (_, topic) in self.topics.values() {
+            if let Some(size) = topic.tell(head, &mut tell) {
                 self.chunks.push_back((Arc::downgrade(topic), size));
                 self.bytes += size;
             }
-            // Also where there is nothing to send: subscribers look after their connections when they wake.
-            topic.news.send_replace(history.next());
         }
         self.forget();
+    }
+
+    fn keep(&mut self, topic: &Arc<Topic>, size: usize) {
+        self.chunks.push_back((Arc::downgrade(topic), size));
+        self.bytes += size;
     }
 
     /// Keeps the bound. The newest chunk stays, however large: those who are up to date are to get it.
@@ -250,148 +293,24 @@ impl State {
             let Some((topic, size)) = self.chunks.pop_front() else { break };
             self.bytes -= size;
             if let Some(topic) = topic.upgrade() {
-                topic.lock().forget_first();
+                topic.forget_first();
             }
         }
-    }
-}
-
-impl Topic {
-    /// A kind that nobody followed before. Where a commit is being published in parts, those that went by count as forgotten: who joins
-    /// in front of it has to read the log.
-    fn new(kind: &Kind, head: Cursor, unfinished: bool) -> Topic {
-        let history = History {
-            chunks: VecDeque::new(),
-            first: u64::from(unfinished),
-            encoder: Encoder::new(kind.clone(), Some(head)),
-            began_at: head,
-            end: Place::after(head.position),
-            unfinished: unfinished.then_some((0, head)),
-            reset: None,
-        };
-        Topic { history: Mutex::new(history), news: watch::Sender::new(0) }
-    }
-
-    /// Follows the arrival of chunks.
-    pub fn news(&self) -> watch::Receiver<u64> {
-        self.news.subscribe()
-    }
-
-    /// What follows chunk `next`, about [`WRITE_BYTES_MAX`] bytes at most.
-    pub fn take(&self, next: u64) -> News {
-        self.lock().take(next)
-    }
-
-    fn publish(&self, parts: &[Part]) -> Vec<usize> {
-        let mut history = self.lock();
-        let sizes = history.publish(parts);
-        if !sizes.is_empty() {
-            self.news.send_replace(history.next());
-        }
-        sizes
-    }
-
-    fn lock(&self) -> MutexGuard<'_, History> {
-        self.history.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl History {
-    fn next(&self) -> u64 {
-        self.first + self.chunks.len() as u64
-    }
-
-    fn last(&self) -> Cursor {
-        self.encoder.last.unwrap_or(self.began_at)
-    }
-
-    /// Encodes parts into chunks of about [`WRITE_BYTES_MAX`]; returns their sizes. Chunks end where an unfinished commit begins and
-    /// where it ends, so that one can join in front of it.
-    fn publish(&mut self, parts: &[Part]) -> Vec<usize> {
-        let mut sizes = Vec::new();
-        let mut out = Vec::new();
-        let mut place = self.end;
-        for part in parts {
-            if part.first && !part.last {
-                sizes.extend(self.push(std::mem::take(&mut out), place));
-                self.unfinished = Some((self.next(), self.last()));
-            }
-            let before = out.len();
-            self.encoder.encode(part, &mut out);
-            if out.len() > before {
-                place = part.place();
-            }
-            if out.len() >= WRITE_BYTES_MAX || !part.last {
-                sizes.extend(self.push(std::mem::take(&mut out), place));
-            }
-            if part.last && self.unfinished.take().is_some() {
-                sizes.extend(self.push(std::mem::take(&mut out), place));
-            }
-        }
-        sizes.extend(self.push(out, place));
-        sizes
-    }
-
-    fn push(&mut self, bytes: Vec<u8>, place: Place) -> Option<usize> {
-        self.end = place;
-        if bytes.is_empty() {
-            return None;
-        }
-        let bytes = Bytes::from(bytes.into_boxed_slice());
-        let size = bytes.len();
-        let last = self.last();
-        self.chunks.push_back(Chunk { bytes, place, last });
-        Some(size)
-    }
-
-    fn forget_first(&mut self) {
-        if self.chunks.pop_front().is_some() {
-            self.first += 1;
-        }
-    }
-
-    fn join(&self) -> (u64, Cursor) {
-        self.unfinished.unwrap_or((self.next(), self.last()))
-    }
-
-    fn take(&self, next: u64) -> News {
-        if let Some(reason) = &self.reset {
-            return News::Reset(reason.clone());
-        }
-        if next < self.first {
-            return News::Behind;
-        }
-        let mut bytes = 0;
-        let mut waiting = self.chunks.iter().skip((next - self.first) as usize).peekable();
-        let Some(mut end) = waiting.peek().copied() else { return News::Nothing };
-        let mut chunks = Vec::new();
-        for chunk in waiting {
-            if !chunks.is_empty() && bytes + chunk.bytes.len() > WRITE_BYTES_MAX {
-                break;
-            }
-            bytes += chunk.bytes.len();
-            chunks.push(chunk.bytes.clone());
-            end = chunk;
-        }
-        News::Chunks { next: next + chunks.len() as u64, place: end.place, last: end.last, chunks }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
     use crate::change::{Change, Op, Table, TableName};
-    use crate::protocol::Selection;
+    use crate::selection::{Draft, Wish};
 
     fn cursor(position: Position) -> Cursor {
         Cursor { epoch: "test".parse().expect("an epoch"), position, nonce: 0 }
     }
 
     fn part(position: Position, table: &str, serials: &[i64], first: bool, last: bool) -> Part {
-        let name = TableName::new("public", table);
-        let table = Arc::new(Table { watch: 1, name, key: None, partitioned: false, active: true });
+        let table = watched(table).table.clone();
         let change = |serial: &i64| Change::new(*serial, table.clone(), Op::Truncate, None, None);
         Part {
             cursor: cursor(position),
@@ -408,9 +327,18 @@ mod tests {
         part(position, table, &[position], true, true)
     }
 
+    fn watched(name: &str) -> Arc<Watched> {
+        let watch = ["a", "b", "quiet", "busy"].iter().position(|other| *other == name).expect("one of these") as i32;
+        let name = TableName::new("public", name);
+        let table = Arc::new(Table { watch, name, key: None, partitioned: false, active: true });
+        Arc::new(Watched { table, columns: Vec::new(), fingerprint: String::new() })
+    }
+
     fn kind(table: &str) -> Kind {
-        let tables = BTreeSet::from([TableName::new("public", table)]);
-        Kind { selection: Selection { tables: Some(tables) }, form: Form::Feed }
+        let tables = Tables::from([(watched(table).table.watch, watched(table))]);
+        let wish = Wish { tables: Some(&[table.to_owned()]), ..Wish::default() };
+        let selection = Draft::new(wish, &tables).and_then(|draft| draft.bind(vec![None])).expect("a watched table");
+        Kind { selection, form: Form::Feed }
     }
 
     fn hub(bytes_max: usize) -> Hub {

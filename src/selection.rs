@@ -1,0 +1,253 @@
+//! Selections: which changes a subscription wants, and how much of each. Tables, a row filter, columns.
+//!
+//! A request names them as the client knows them; a selection holds them as the database knew them when it was asked. Selections that
+//! are equal share everything that is made for them.
+
+use std::collections::BTreeSet;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use crate::change::{Fields, Op, View};
+use crate::filter::{Column, Expression, Filter, Question, Route, Undecidable};
+use crate::table::{Tables, Watched};
+
+/// How many tables or columns a message lists.
+const LISTED_MAX: usize = 20;
+
+/// Which changes a subscription wants, and how much of each. By default every change of every table, whole.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Selection(Scope);
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+enum Scope {
+    /// Every table, those too that will be watched later.
+    #[default]
+    Everything,
+    /// These, in the order of their names.
+    Picked {
+        picks: Arc<[Pick]>,
+        /// Whether they were all there were, since none was named.
+        all: bool,
+    },
+}
+
+/// What is wanted of one table.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Pick {
+    /// The table as it was when it was picked.
+    pub watched: Arc<Watched>,
+    /// Which of its rows; none means all.
+    pub filter: Option<Filter>,
+    /// Which of its columns, those of the key among them, in the table's order; none means all.
+    pub columns: Option<Vec<String>>,
+}
+
+impl Hash for Pick {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (&self.watched, &self.filter, &self.columns).hash(state);
+    }
+}
+
+/// What an update does to a row that a filter looks at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Match {
+    /// It belongs to the filter now, and did not before.
+    Enter,
+    /// It belonged to the filter, and does not any more.
+    Leave,
+    /// It belonged and belongs.
+    Stay,
+}
+
+impl Match {
+    /// The word of the protocol.
+    pub fn name(self) -> &'static str {
+        match self {
+            Match::Enter => "enter",
+            Match::Leave => "leave",
+            Match::Stay => "stay",
+        }
+    }
+
+    fn of(before: bool, after: bool) -> Option<Match> {
+        match (before, after) {
+            (false, true) => Some(Match::Enter),
+            (true, false) => Some(Match::Leave),
+            (true, true) => Some(Match::Stay),
+            (false, false) => None,
+        }
+    }
+}
+
+/// How much of a change is wanted.
+#[derive(Clone, Copy)]
+pub struct Wanted<'a> {
+    /// What it does to the row, where there is a filter.
+    pub matched: Option<Match>,
+    /// Which columns; none means all.
+    pub columns: Option<&'a [String]>,
+}
+
+impl Selection {
+    /// How much of the change is wanted, if any. Fails where its rows have not the columns that the filter looks at.
+    pub fn wants(&self, change: &View<'_>) -> Result<Option<Wanted<'_>>, Undecidable> {
+        let Scope::Picked { picks, .. } = &self.0 else { return Ok(Some(Wanted { matched: None, columns: None })) };
+        let table = &change.change.table;
+        let Some(pick) = picks.iter().find(|pick| pick.watched.table.watch == table.watch) else {
+            // Another table under the name of one of ours: ours was dropped, and this one is what there is of it now, or was then.
+            let replaced = picks.iter().any(|pick| pick.watched.table.name == table.name);
+            return if replaced { Err(Undecidable { column: table.name.to_string() }) } else { Ok(None) };
+        };
+        let columns = pick.columns.as_deref();
+        let Some(filter) = pick.filter.as_ref().filter(|_| change.change.op != Op::Truncate) else {
+            return Ok(Some(Wanted { matched: None, columns }));
+        };
+        let judge = |row: Option<&Fields<'_>>| row.map_or(Ok(false), |row| filter.judge(row));
+        let matched = Match::of(judge(change.before())?, judge(change.after())?);
+        Ok(matched.map(|matched| Wanted { matched: Some(matched), columns }))
+    }
+
+    /// What is wanted of each table, in the order of their names; `None` where the tables are not any more what they were.
+    pub fn picks(&self, tables: &Tables) -> Option<Vec<Pick>> {
+        match &self.0 {
+            Scope::Everything => {
+                let whole = |watched| Pick { watched, filter: None, columns: None };
+                Some(active(tables).into_iter().map(whole).collect())
+            }
+            Scope::Picked { picks, .. } => self.holds(tables).then(|| picks.to_vec()),
+        }
+    }
+
+    /// Whether the tables are still what they were when they were picked.
+    pub fn holds(&self, tables: &Tables) -> bool {
+        let Scope::Picked { picks, all } = &self.0 else { return true };
+        let same = |pick: &Pick| {
+            let now = tables.get(&pick.watched.table.watch);
+            now.is_some_and(|now| pick.watched.goes_on_as(now))
+        };
+        picks.iter().all(same)
+            && (!all || tables.values().filter(|watched| watched.table.active).count() == picks.len())
+    }
+
+    /// Whether it takes whatever table there is.
+    pub fn is_everything(&self) -> bool {
+        self.0 == Scope::Everything
+    }
+
+    /// The tables that it takes changes from, each with the values of a column that a row has to have, if there is such a column.
+    pub fn routes(&self) -> Vec<(i32, Option<(&Column, Route)>)> {
+        let Scope::Picked { picks, .. } = &self.0 else { return Vec::new() };
+        picks.iter().map(|pick| (pick.watched.table.watch, pick.route())).collect()
+    }
+}
+
+impl Pick {
+    fn route(&self) -> Option<(&Column, Route)> {
+        let route = self.filter.as_ref()?.route()?;
+        Some((self.watched.column(&route.column)?, route))
+    }
+}
+
+/// The tables that are watched now, in the order of their names.
+pub fn active(tables: &Tables) -> Vec<Arc<Watched>> {
+    let mut active: Vec<_> = tables.values().filter(|watched| watched.table.active).cloned().collect();
+    active.sort_by(|a, b| a.table.name.cmp(&b.table.name));
+    active
+}
+
+/// What was asked for.
+#[derive(Clone, Copy, Default)]
+pub struct Wish<'a> {
+    /// Tables, as they were written; none means all.
+    pub tables: Option<&'a [String]>,
+    /// The rows.
+    pub filter: Option<&'a Expression>,
+    /// Columns; none means all.
+    pub columns: Option<&'a [String]>,
+}
+
+/// A selection whose tables were found, and for whose filter PostgreSQL may have to be asked.
+pub struct Draft<'a> {
+    wish: Wish<'a>,
+    tables: Vec<Arc<Watched>>,
+    all: bool,
+}
+
+impl<'a> Draft<'a> {
+    /// Finds the tables that were asked for among those that are watched; a sentence says which one is not, and what to do.
+    pub fn new(wish: Wish<'a>, tables: &Tables) -> Result<Draft<'a>, String> {
+        let watched = active(tables);
+        let found = match wish.tables {
+            None => watched,
+            Some(names) => {
+                let mut found = names.iter().map(|name| find(name, &watched)).collect::<Result<Vec<_>, _>>()?;
+                found.sort_by(|a, b| a.table.name.cmp(&b.table.name));
+                found.dedup();
+                found
+            }
+        };
+        Ok(Draft { wish, tables: found, all: wish.tables.is_none() })
+    }
+
+    /// What PostgreSQL has to be asked about the filter: nothing, or something for each table.
+    pub fn questions(&self) -> Result<Vec<Option<Question>>, String> {
+        let ask = |watched: &Arc<Watched>| match self.wish.filter {
+            Some(filter) => filter.question(&watched.table.name, &watched.columns),
+            None => Ok(None),
+        };
+        self.tables.iter().map(ask).collect()
+    }
+
+    /// The selection; `answers` are those to the questions, in their order.
+    pub fn bind(self, answers: Vec<Option<Vec<Option<String>>>>) -> Result<Selection, String> {
+        if self.all && self.wish.filter.is_none() && self.wish.columns.is_none() {
+            return Ok(Selection::default());
+        }
+        if self.tables.is_empty() {
+            return Err("no table is watched, so nothing can be selected; to watch one: switchboard watch TABLE".into());
+        }
+        let pick = |(watched, answer): (&Arc<Watched>, _)| {
+            let filter = self.wish.filter.map(|filter| filter.bind(&watched.table.name, &watched.columns, answer));
+            let columns = self.wish.columns.map(|names| with_key(names, watched));
+            Ok(Pick { watched: watched.clone(), filter: filter.transpose()?, columns: columns.transpose()? })
+        };
+        let picks: Vec<Pick> = self.tables.iter().zip(answers).map(pick).collect::<Result<_, String>>()?;
+        Ok(Selection(Scope::Picked { picks: picks.into(), all: self.all }))
+    }
+}
+
+fn find(name: &str, watched: &[Arc<Watched>]) -> Result<Arc<Watched>, String> {
+    let exact = watched.iter().find(|watched| watched.table.name.to_string() == name);
+    let public = || {
+        let in_public =
+            |watched: &&Arc<Watched>| watched.table.name.schema == "public" && watched.table.name.table == name;
+        watched.iter().find(in_public)
+    };
+    exact.or_else(public).cloned().ok_or_else(|| {
+        let there = listed(watched.iter().map(|watched| watched.table.name.to_string()), "no table");
+        format!("table {name} is not watched; watched is {there}; to watch it: switchboard watch {name}")
+    })
+}
+
+/// The columns that were asked for and those of the key, in the table's order.
+fn with_key(names: &[String], watched: &Watched) -> Result<Vec<String>, String> {
+    if let Some(missing) = names.iter().find(|name| watched.column(name).is_none()) {
+        let there = listed(watched.columns.iter().map(|column| column.name.clone()), "none");
+        return Err(format!("columns names {missing}, and {} has no such column; it has {there}", watched.table.name));
+    }
+    let key = watched.table.key.iter().flatten();
+    let wanted: BTreeSet<&String> = names.iter().chain(key).collect();
+    let columns = watched.columns.iter().map(|column| &column.name);
+    Ok(columns.filter(|name| wanted.contains(name)).cloned().collect())
+}
+
+fn listed(mut names: impl Iterator<Item = String>, none: &str) -> String {
+    let mut listed: Vec<String> = names.by_ref().take(LISTED_MAX).collect();
+    if listed.is_empty() {
+        return none.to_owned();
+    }
+    if names.next().is_some() {
+        listed.push("…".to_owned());
+    }
+    listed.join(", ")
+}

@@ -1,0 +1,261 @@
+//! Selections: row filters and columns, on the rows and on the stream, and what becomes of them when a table is altered.
+
+use serde_json::{Value, json};
+
+use crate::harness::{Client, Database, Gateway};
+
+/// The ids of rows or of changes' keys.
+fn ids(rows: &[Value]) -> Vec<i64> {
+    rows.iter().map(|row| row["id"].as_i64().unwrap_or_else(|| row["key"]["id"].as_i64().unwrap())).collect()
+}
+
+/// Each change as `op match id`.
+fn told(changes: &[Value]) -> Vec<String> {
+    let word = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+    changes.iter().map(|c| format!("{} {} {}", word(&c["op"]), word(&c["match"]), c["key"]["id"])).collect()
+}
+
+/// What follows an alteration: up to `ready`, or up to the close.
+async fn after_altering(client: &mut Client) -> Vec<Value> {
+    let mut frames = Vec::new();
+    while let Ok(frame) = client.frame().await {
+        match frame["type"].as_str().unwrap() {
+            "position" | "status" | "hello" => {}
+            "ready" => return frames,
+            _ => frames.push(frame),
+        }
+    }
+    frames
+}
+
+#[tokio::test]
+async fn a_filter_chooses_the_rows_and_says_how_a_row_moves_through_it() {
+    let db = Database::with_switch().await;
+    let gateway = Gateway::start(&db).await;
+    let mut client = gateway.subscribe("table=switch&where=and(level.gte.3,name.neq.Cellar)").await;
+
+    let (rows, _) = client.snapshot().await;
+    db.run(&[
+        "begin;
+         update switch set level = 4 where id = 1; update switch set level = 5 where id = 2;
+         update switch set level = 0 where id = 3; update switch set level = 2 where id = 4;
+         insert into switch (id, name, status, level) values (5, 'Cellar', true, 9), (6, 'Attic', true, 9);
+         delete from switch where id in (1, 3, 5);
+         commit",
+        "truncate switch",
+    ])
+    .await;
+    let changes = client.changes().await;
+    let truncate = client.changes().await;
+
+    assert_eq!(ids(&rows), [1, 3]);
+    assert_eq!(
+        told(&changes),
+        ["update stay 1", "update enter 2", "update leave 3", "insert enter 6", "delete leave 1"]
+    );
+    assert_eq!(truncate, [json!({"op": "truncate", "table": "public.switch", "key": null})]);
+}
+
+#[tokio::test]
+async fn columns_are_those_asked_for_and_those_of_the_key() {
+    let db = Database::with_switch().await;
+    let gateway = Gateway::start(&db).await;
+    let mut client = gateway.subscribe("table=switch&columns=level,name&where=id.eq.1").await;
+
+    let (rows, _) = client.snapshot().await;
+    db.run(&["update switch set status = not status, level = 8 where id = 1", "delete from switch where id = 1"]).await;
+    let update = client.changes().await;
+    let delete = client.changes().await;
+
+    assert_eq!(rows, [json!({"id": 1, "name": "Front door", "level": 3})]);
+    let (old, new) =
+        (json!({"id": 1, "name": "Front door", "level": 3}), json!({"id": 1, "name": "Front door", "level": 8}));
+    let table = "public.switch";
+    assert_eq!(
+        update,
+        [
+            json!({"op": "update", "table": table, "key": {"id": 1}, "new": new, "old": old, "changed": ["level"], "match": "stay"})
+        ]
+    );
+    assert_eq!(delete, [json!({"op": "delete", "table": table, "key": {"id": 1}, "old": new, "match": "leave"})]);
+}
+
+#[tokio::test]
+async fn a_resumed_subscription_and_a_live_one_get_the_same_frames() {
+    let db = Database::with_switch().await;
+    let gateway = Gateway::start(&db).await;
+    let query = "table=switch&columns=status&where=or(level.in.(3,7),name.like.W*)";
+    let mut live = gateway.subscribe(&format!("{query}&from=now")).await;
+    let from = live.ready().await["cursor"].as_str().unwrap().to_owned();
+    db.run(&[
+        "update switch set level = 9 where id = 1",
+        "begin; update switch set level = 7 where id = 1; update switch set level = 7 where id > 1; commit",
+        "update switch set name = 'X' || id, level = id",
+        "delete from switch where id > 2",
+    ])
+    .await;
+
+    let mut resumed = gateway.subscribe(&format!("{query}&from={from}")).await;
+
+    let commits: [&[&str]; 4] = [
+        &["update leave 1"],
+        &["update enter 1", "update stay 2", "update stay 3", "update enter 4"],
+        &["update leave 1", "update leave 2", "update stay 3", "update leave 4"],
+        &["delete leave 3"],
+    ];
+    for expected in commits {
+        let between = ["hello", "ready", "position"];
+        let (a, b) = (live.commit().await, resumed.next_of("commit", &between).await);
+        assert_eq!(told(a["changes"].as_array().unwrap()), expected);
+        assert_eq!((&a["changes"], &a["cursor"]), (&b["changes"], &b["cursor"]));
+    }
+}
+
+#[tokio::test]
+async fn numbers_are_compared_exactly_and_literals_read_as_their_column_reads_them() {
+    let db = Database::new().await;
+    db.run(&[
+        "create table t (id bigint primary key, at timestamptz, n numeric)",
+        "insert into t values (9007199254740992, '2026-01-01T00:00:00+00', 1.0), (9007199254740993, '2026-01-01T01:00:00+01', 1.00)",
+    ])
+    .await;
+    db.watch("t").await;
+    let gateway = Gateway::start(&db).await;
+    for (filter, expected) in [
+        ("id.gt.9007199254740992", vec![9007199254740993_i64]),
+        ("id.in.(9007199254740993)", vec![9007199254740993]),
+        ("at.eq.2025-12-31T19:00:00-05", vec![9007199254740992, 9007199254740993]),
+        ("n.eq.1.000", vec![9007199254740992, 9007199254740993]),
+        ("and(n.eq.1,at.lt.2026-01-01)", vec![]),
+    ] {
+        // A plus sign in an address is a blank.
+        let mut client = gateway.subscribe(&format!("table=t&where={filter}")).await;
+        let (rows, _) = client.snapshot().await;
+        assert_eq!(ids(&rows), expected, "{filter}");
+
+        db.run(&["update t set n = n where id = 9007199254740993", "update t set n = n"]).await;
+
+        let changed = if expected.len() == 2 { vec![9007199254740993] } else { expected.clone() };
+        if !expected.is_empty() {
+            assert_eq!(ids(&client.changes().await), changed, "{filter}");
+            assert_eq!(ids(&client.changes().await), expected, "{filter}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_selection_that_cannot_be_is_refused_with_what_is_there() {
+    let db = Database::with_switch().await;
+    db.run(&["create table other (id int primary key)"]).await;
+    db.watch("other").await;
+    let gateway = Gateway::start(&db).await;
+
+    for (query, remedy) in [
+        ("table=switch&where=levle.gte.3", "\"id\", \"name\", \"status\" and \"level\""),
+        ("table=switch&where=level.gte.x", "write a value of type integer"),
+        ("where=level.gte.3", "public.other"),
+        ("table=switch&columns=nonsense", "it has id, name, status, level"),
+        ("columns=level", "public.other has no such column"),
+    ] {
+        let mut client = gateway.subscribe(query).await;
+
+        let error = client.next_of("error", &["hello"]).await;
+        assert_eq!(error["code"], "bad_request", "{query}");
+        assert!(error["message"].as_str().unwrap().contains(remedy), "{query}: {error}");
+        assert_eq!(client.closed().await, 4400);
+    }
+    let (status, body) = gateway.get("/v1/feed?table=switch&where=level.bigger.3").await;
+    assert_eq!(status, 400);
+    assert!(body.contains("gte"), "it names the operators: {body}");
+}
+
+#[tokio::test]
+async fn one_subscription_of_several_tables_gets_one_commit_for_a_transaction() {
+    let db = Database::with_switch().await;
+    db.run(&["create table note (id int primary key, level int)"]).await;
+    db.watch("note").await;
+    let gateway = Gateway::start(&db).await;
+    let mut client = gateway.subscribe("table=note,switch&where=level.gt.5&columns=level").await;
+    client.snapshot().await;
+
+    db.run(&["begin; insert into note values (1, 6), (2, 1); update switch set level = 9 where id = 2; commit"]).await;
+
+    assert_eq!(told(&client.changes().await), ["insert enter 1", "update enter 2"]);
+}
+
+#[tokio::test]
+async fn an_altered_table_ends_in_a_reset_or_an_error_and_never_in_silence() {
+    let db = Database::new().await;
+    let gateway = Gateway::start(&db).await;
+    let cases: [(&str, &str, Option<&str>); 9] = [
+        ("alter table t rename column v to w", "&where=v.eq.1", Some("\"w\"")),
+        ("alter table t rename column v to w", "&columns=v", Some("it has id, w")),
+        ("alter table t rename column v to w", "", None),
+        ("alter table t drop column v", "&where=v.in.(1,2)", Some("\"id\"")),
+        ("alter table t alter v type text", "&where=v.eq.1", None),
+        ("alter table t alter v type bigint", "&where=v.gte.1", None),
+        ("alter table t rename to u", "", Some("is not watched")),
+        ("drop table t", "&where=id.eq.1", Some("is not watched")),
+        ("select switchboard.unwatch('t')", "&where=id.eq.1", Some("is not watched")),
+    ];
+    for (alteration, selection, error) in cases {
+        db.run(&["create table t (id int primary key, v int)", "insert into t values (1, 1)"]).await;
+        db.watch("t").await;
+        let mut client = gateway.subscribe(&format!("table=t{selection}")).await;
+        client.snapshot().await;
+
+        db.run(&[alteration]).await;
+        let frames = after_altering(&mut client).await;
+
+        assert_eq!((&frames[0]["type"], &frames[0]["reason"]), (&json!("reset"), &json!("schema")), "{alteration}");
+        match error {
+            None => assert_eq!(frames[1]["rows"].as_array().unwrap().len(), 1, "{alteration}: {frames:?}"),
+            Some(remedy) => {
+                assert_eq!(frames[1]["code"], "bad_request", "{alteration}: {frames:?}");
+                assert!(frames[1]["message"].as_str().unwrap().contains(remedy), "{alteration}: {frames:?}");
+            }
+        }
+        db.run(&["drop table if exists t, u"]).await;
+    }
+}
+
+#[tokio::test]
+async fn those_who_follow_everything_learn_that_a_table_was_dropped_but_not_that_one_got_a_column() {
+    let db = Database::with_switch().await;
+    db.run(&["create table t (id int primary key)", "insert into t values (1)"]).await;
+    db.watch("t").await;
+    let gateway = Gateway::start(&db).await;
+    let mut client = gateway.subscribe("").await;
+    client.snapshot().await;
+
+    db.run(&["alter table t add column v int default 5", "insert into t values (2)"]).await;
+    let added = client.changes().await;
+    db.run(&["drop table t"]).await;
+    let frames = after_altering(&mut client).await;
+
+    assert_eq!(added[0]["new"], json!({"id": 2, "v": 5}));
+    let tables: Vec<&Value> = frames.iter().map(|frame| &frame["table"]).collect();
+    assert_eq!(frames[0]["type"], "reset");
+    assert_eq!(tables[1..], ["public.switch"]);
+}
+
+#[tokio::test]
+async fn a_cursor_from_before_an_alteration_is_reset_where_the_rows_cannot_be_judged() {
+    let db = Database::new().await;
+    db.run(&["create table t (id int primary key, v int)", "insert into t values (1, 1)"]).await;
+    db.watch("t").await;
+    let gateway = Gateway::start(&db).await;
+    let mut client = gateway.subscribe("table=t&where=v.eq.1").await;
+    client.snapshot().await;
+    let cursor = client.cursor.clone().unwrap();
+    drop(client);
+    db.run(&["update t set v = 2", "alter table t rename column v to w"]).await;
+
+    let mut client = gateway.subscribe(&format!("table=t&where=w.eq.2&from={cursor}")).await;
+    // Perhaps it is ready before the update comes.
+    let reset = client.next_of("reset", &["hello", "ready", "position"]).await;
+    let frames = after_altering(&mut client).await;
+
+    assert_eq!(reset["reason"], "schema");
+    assert_eq!(frames[0]["rows"], json!([{"id": 1, "w": 2}]));
+}
