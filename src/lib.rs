@@ -30,6 +30,7 @@
 //! commands for a database, [`filter`] which rows a subscription wants, [`local`] and [`dev`] the private PostgreSQL of `switchboard dev`
 //! and of the tests.
 
+pub mod body;
 pub mod change;
 pub mod check;
 pub mod config;
@@ -43,6 +44,7 @@ pub mod local;
 pub mod log;
 pub mod metrics;
 pub mod outbox;
+pub mod plain;
 pub mod protocol;
 pub mod role;
 pub mod selection;

@@ -1,26 +1,35 @@
 //! The server: accepts connections, answers what plain HTTP can answer, and hands upgraded sockets to subscribers.
 //!
 //! warp routes and checks the handshake; then the raw stream is taken out of hyper's hands, read buffer and all. What it cannot promise
-//! is the end of upgraded sockets: those are tracked here.
+//! is the end of upgraded sockets: those are tracked here. Nor has it bodies that are written as they come: its answer carries the
+//! receiving end of such a body along, and the two are put together here.
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use hyper::body::Incoming;
+use hyper::service::{Service, service_fn};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tungstenite::handshake::derive_accept_key;
-use warp::http::{HeaderMap, StatusCode, header};
+use warp::http::{HeaderMap, HeaderValue, StatusCode, header};
 use warp::reply::{Reply, Response};
 use warp::{Filter, Rejection};
 
+use crate::body::{Streamed, Streaming};
 use crate::config::{LINK_CHECK_EVERY, REQUEST_PATIENCE};
-use crate::protocol::Request;
+use crate::filter::Column;
+use crate::plain::{Answer, PageRequest, Reading, Refusal};
+use crate::protocol::{From, OnReset, Request};
+use crate::selection;
 use crate::socket::Socket;
 use crate::subscriber::{self, Shared, Spoken};
 
@@ -58,9 +67,16 @@ pub async fn serve(socket: TcpListener, shared: Arc<Shared>) {
                 continue;
             }
         };
-        let service = TowerToHyperService::new(service.clone());
+        let routes = TowerToHyperService::new(service.clone());
+        let cut = CancellationToken::new();
         let stop = stop.clone();
         requests.spawn(async move {
+            let of_connection = cut.clone();
+            let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+                request.extensions_mut().insert(of_connection.clone());
+                let answering = routes.call(request);
+                async move { answering.await.map(Streamed::of) }
+            });
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(REQUEST_PATIENCE)
@@ -70,6 +86,8 @@ pub async fn serve(socket: TcpListener, shared: Arc<Shared>) {
             let mut connection = std::pin::pin!(connection);
             let ended = tokio::select! {
                 ended = connection.as_mut() => ended,
+                // Its client takes nothing, so it would not end by itself.
+                () = cut.cancelled() => return,
                 () = stop.cancelled() => {
                     connection.as_mut().graceful_shutdown();
                     connection.await
@@ -113,6 +131,33 @@ fn routes(server: Arc<Server>) -> impl Filter<Extract = (impl Reply,), Error = I
     let upgrade = warp::header::headers_cloned().and(warp::ext::optional::<OnUpgrade>());
 
     let page = warp::path::end().and(warp::get()).map(page);
+    let connection = warp::header::headers_cloned().and(warp::ext::get::<CancellationToken>());
+    let events = warp::path!("v1" / "feed")
+        .and(warp::get())
+        .and(warp::header::headers_cloned().and_then(async |headers: HeaderMap| match wants_events(&headers) {
+            true => Ok(()),
+            false => Err(warp::reject()),
+        }))
+        .untuple_one()
+        .and(with_server.clone())
+        .and(query)
+        .and(connection)
+        .then(async |server: Arc<Server>, query: String, headers, cut| server.events(&query, &headers, cut).await);
+    let changes = warp::path!("v1" / "changes")
+        .and(warp::get())
+        .and(with_server.clone())
+        .and(query)
+        .and(connection)
+        .then(async |server: Arc<Server>, query: String, headers, cut| server.changes(&query, &headers, cut).await);
+    let snapshot =
+        warp::path!("v1" / "snapshot").and(warp::get()).and(with_server.clone()).and(query).and(connection).then(
+            async |server: Arc<Server>, query: String, headers, cut| server.snapshot(&query, &headers, cut).await,
+        );
+    let tables = warp::path!("v1" / "tables")
+        .and(warp::get())
+        .and(with_server.clone())
+        .and(warp::header::headers_cloned())
+        .map(|server: Arc<Server>, headers| server.tables(&headers));
     let feed = warp::path!("v1" / "feed")
         .and(warp::get())
         .and(with_server.clone())
@@ -128,7 +173,20 @@ fn routes(server: Arc<Server>) -> impl Filter<Extract = (impl Reply,), Error = I
     let ready = get("readyz").and(with_server.clone()).map(|server: Arc<Server>| server.ready());
     let metrics = get("metrics").and(with_server).map(|server: Arc<Server>| server.metrics());
 
-    let all = page.or(feed).unify().or(switch_status).unify().or(alive).unify().or(ready).unify().or(metrics).unify();
+    let plain = events.or(changes).unify().or(snapshot).unify().or(tables).unify();
+    let all = page
+        .or(plain)
+        .unify()
+        .or(feed)
+        .unify()
+        .or(switch_status)
+        .unify()
+        .or(alive)
+        .unify()
+        .or(ready)
+        .unify()
+        .or(metrics)
+        .unify();
     all.recover(refuse)
 }
 
@@ -148,12 +206,8 @@ impl Server {
             let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
             values.flat_map(|value| value.split(',')).any(|value| value.trim().eq_ignore_ascii_case(word))
         };
-        let text = |name: header::HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
-        if let Some(origin) = headers.get(header::ORIGIN)
-            && !self.shared.config.origins.allow(origin.to_str().unwrap_or(""), text(header::HOST).unwrap_or(""))
-        {
-            let remedy = format!("a page of {origin:?} may not subscribe here; let the operator add it to --origins");
-            return error(StatusCode::FORBIDDEN, "origin", &remedy);
+        if let Err(refusal) = self.admit(headers) {
+            return refused(refusal);
         }
         let key = headers.get(header::SEC_WEBSOCKET_KEY);
         let (Some(key), Some(upgrade), true, true) =
@@ -172,12 +226,8 @@ impl Server {
                 error(StatusCode::UPGRADE_REQUIRED, "websocket_version", "only version 13 of WebSocket is spoken here");
             return with_header(answer, header::SEC_WEBSOCKET_VERSION, "13");
         }
-        if self.shared.stop.is_cancelled() {
-            return error(StatusCode::SERVICE_UNAVAILABLE, "stopping", "the gateway stops; connect to another one");
-        }
-        if self.subscribers.len() >= self.shared.config.subscribers_max {
-            let remedy = "too many subscribers; try later, or let the operator raise --subscribers-max";
-            return with_header(error(StatusCode::SERVICE_UNAVAILABLE, "too_many", remedy), header::RETRY_AFTER, "5");
+        if let Err(refusal) = self.make_room() {
+            return refused(refusal);
         }
         let accept = derive_accept_key(key.as_bytes());
         self.shared.metrics.subscriber_opened();
@@ -187,6 +237,139 @@ impl Server {
         let answer = warp::reply::with_status(warp::reply(), StatusCode::SWITCHING_PROTOCOLS).into_response();
         let answer = with_header(answer, header::UPGRADE, "websocket");
         with_header(with_header(answer, header::CONNECTION, "upgrade"), header::SEC_WEBSOCKET_ACCEPT, &accept)
+    }
+
+    /// Server-sent events, which a browser resumes by itself.
+    async fn events(&self, query: &str, headers: &HeaderMap, cut: CancellationToken) -> Response {
+        let request = Request::first(query).and_then(|first| {
+            first.ok_or_else(|| {
+                "first=none asks for no subscription, and here is no other way to one; leave it out".to_owned()
+            })
+        });
+        let request = request.map(|request| match headers.get("last-event-id").and_then(|id| id.to_str().ok()) {
+            Some(id) if !id.is_empty() => Request { from: From::Cursor(id.to_owned()), ..request },
+            _ => request,
+        });
+        let resumes = request.as_ref().is_ok_and(|request| request.from != From::Snapshot);
+        let serve = async move |answer: Answer, reading| answer.events(reading, resumes).await;
+        let answer = self.read(request, headers, cut, serve).await;
+        // So that no proxy keeps them back, nor rewrites them.
+        let answer = with_header(answer, header::HeaderName::from_static("x-accel-buffering"), "no");
+        match answer.status() {
+            StatusCode::OK => with_header(answer, header::CONTENT_TYPE, "text/event-stream; charset=utf-8"),
+            _ => answer,
+        }
+    }
+
+    /// A page of commits.
+    async fn changes(&self, query: &str, headers: &HeaderMap, cut: CancellationToken) -> Response {
+        let mut page = match PageRequest::parse(query) {
+            Ok(page) => page,
+            Err(mistake) => return error(StatusCode::BAD_REQUEST, "bad_request", &mistake),
+        };
+        if page.oldest {
+            page.request.from = match self.shared.log.look(0).await {
+                Ok(extent) => From::Cursor(extent.oldest.to_string()),
+                Err(failure) => {
+                    let message = format!("{failure:#}; try again, and if it stays so run \"switchboard check\"");
+                    return error(StatusCode::SERVICE_UNAVAILABLE, "failed", &message);
+                }
+            };
+        }
+        let serve = async move |answer: Answer, reading| answer.changes(reading, page.limit, page.wait).await;
+        self.read(Ok(page.request), headers, cut, serve).await
+    }
+
+    /// The current rows, and where the stream goes on from them.
+    async fn snapshot(&self, query: &str, headers: &HeaderMap, cut: CancellationToken) -> Response {
+        let request = Request::parse(query).and_then(|request| match &request.from {
+            From::Snapshot => Ok(Request { on_reset: OnReset::Close, ..request }),
+            _ => Err("from is for /v1/feed and /v1/changes; a snapshot is of now, so leave it out".to_owned()),
+        });
+        self.read(request, headers, cut, async |answer: Answer, reading| answer.snapshot(reading).await).await
+    }
+
+    /// An answer whose body is written by `serve` from a subscription.
+    async fn read<S, F>(
+        &self,
+        request: Result<Request, String>,
+        headers: &HeaderMap,
+        cut: CancellationToken,
+        serve: S,
+    ) -> Response
+    where
+        S: FnOnce(Answer, Reading) -> F,
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let origin = match self.admit(headers) {
+            Ok(origin) => origin,
+            Err(refusal) => return refused(refusal),
+        };
+        let begun = match (self.make_room(), request) {
+            (Err(refusal), _) => return allowed(refused(refusal), origin),
+            (_, Err(mistake)) => return allowed(error(StatusCode::BAD_REQUEST, "bad_request", &mistake), origin),
+            (Ok(()), Ok(request)) => Reading::begin(request, self.shared.clone()).await,
+        };
+        let reading = match begun {
+            Ok(reading) => reading,
+            Err(refusal) => return allowed(refused(refusal), origin),
+        };
+        self.shared.metrics.subscriber_opened();
+        let (body, receiver) = mpsc::channel(1);
+        let serving = serve(Answer::new(self.shared.clone(), body, cut), reading);
+        self.subscribers.spawn(self.shared.cut.clone().run_until_cancelled_owned(Box::pin(serving)));
+        let mut answer = warp::reply().into_response();
+        answer.extensions_mut().insert(Streaming(Arc::new(Mutex::new(Some(receiver)))));
+        let answer = with_header(answer, header::CONTENT_TYPE, "application/json");
+        allowed(with_header(answer, header::CACHE_CONTROL, "no-cache, no-transform"), origin)
+    }
+
+    /// The watched tables, their keys and their columns.
+    fn tables(&self, headers: &HeaderMap) -> Response {
+        let origin = match self.admit(headers) {
+            Ok(origin) => origin,
+            Err(refusal) => return refused(refusal),
+        };
+        if self.shared.hub.head().is_none() {
+            let message = "the gateway has not reached its PostgreSQL yet; try again, or run \"switchboard check\"";
+            return allowed(error(StatusCode::SERVICE_UNAVAILABLE, "not_ready", message), origin);
+        }
+        let column = |column: &Column| json!({"name": column.name, "type": column.type_name});
+        let tables: Vec<_> = selection::active(&self.shared.log.tables())
+            .into_iter()
+            .map(|watched| {
+                let columns: Vec<_> = watched.columns.iter().map(column).collect();
+                json!({"table": watched.table.name.to_string(), "key": watched.table.key, "columns": columns})
+            })
+            .collect();
+        allowed(warp::reply::json(&json!({"tables": tables})).into_response(), origin)
+    }
+
+    /// Whether a page of this origin may ask; what to allow it then.
+    fn admit(&self, headers: &HeaderMap) -> Result<Option<HeaderValue>, Refusal> {
+        let Some(origin) = headers.get(header::ORIGIN) else { return Ok(None) };
+        let host = headers.get(header::HOST).and_then(|value| value.to_str().ok());
+        if self.shared.config.origins.allow(origin.to_str().unwrap_or(""), host.unwrap_or("")) {
+            return Ok(Some(origin.clone()));
+        }
+        let remedy = format!("a page of {origin:?} may not subscribe here; let the operator add it to --origins");
+        Err(Refusal::new(StatusCode::FORBIDDEN, "origin", &remedy))
+    }
+
+    /// Whether there is room for another subscriber.
+    fn make_room(&self) -> Result<(), Refusal> {
+        if self.shared.stop.is_cancelled() {
+            return Err(Refusal::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "stopping",
+                "the gateway stops; connect to another one",
+            ));
+        }
+        if self.subscribers.len() >= self.shared.config.subscribers_max {
+            let remedy = "too many subscribers; try later, or let the operator raise --subscribers-max";
+            return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "too_many", remedy));
+        }
+        Ok(())
     }
 
     fn ready(&self) -> Response {
@@ -238,16 +421,39 @@ async fn refuse(rejection: Rejection) -> Result<Response, Infallible> {
         return Ok(error(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "use GET"));
     }
     if rejection.is_not_found() {
-        let here = "there is nothing at this address; there is / (a page), /v1/feed, /switch/status, /healthz, /readyz, /metrics";
+        let here = "there is nothing at this address; there is / (a page), /v1/feed, /v1/changes, /v1/snapshot, /v1/tables, /switch/status, /healthz, /readyz, /metrics";
         return Ok(error(StatusCode::NOT_FOUND, "not_found", here));
     }
     tracing::debug!("a request was refused: {rejection:?}");
     Ok(error(StatusCode::BAD_REQUEST, "bad_request", "the request is not one that HTTP allows here"))
 }
 
+/// Whether the client asks for server-sent events.
+fn wants_events(headers: &HeaderMap) -> bool {
+    let accepted = headers.get_all(header::ACCEPT).into_iter().filter_map(|value| value.to_str().ok());
+    let types = accepted.flat_map(|value| value.split(',')).filter_map(|value| value.split(';').next());
+    types.into_iter().any(|value| value.trim().eq_ignore_ascii_case("text/event-stream"))
+}
+
 fn error(status: StatusCode, code: &str, message: &str) -> Response {
-    let body = serde_json::json!({"error": {"code": code, "message": message}});
-    warp::reply::with_status(warp::reply::json(&body), status).into_response()
+    refused(Refusal::new(status, code, message))
+}
+
+fn refused(refusal: Refusal) -> Response {
+    let answer = warp::reply::with_status(warp::reply::json(&json!({"error": refusal.error})), refusal.status);
+    match refusal.error["code"] == "too_many" {
+        true => with_header(answer.into_response(), header::RETRY_AFTER, "5"),
+        false => answer.into_response(),
+    }
+}
+
+/// Lets a page of this origin read the answer (Fetch Standard, 3.3).
+fn allowed(mut answer: Response, origin: Option<HeaderValue>) -> Response {
+    if let Some(origin) = origin {
+        answer.headers_mut().insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        answer.headers_mut().insert(header::VARY, HeaderValue::from_static("origin"));
+    }
+    answer
 }
 
 fn with_header(response: Response, name: header::HeaderName, value: &str) -> Response {
