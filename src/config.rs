@@ -182,6 +182,8 @@ pub struct Config {
     pub readers_max: usize,
     /// What the log keeps.
     pub retain: Kept,
+    /// Whether the database is our own, so that the live page may flip its switches: in `switchboard dev`.
+    pub dev: bool,
 }
 
 /// What the log keeps: what is beyond one of these is forgotten, oldest first.
@@ -329,6 +331,7 @@ impl GatewayArgs {
                 commits: mistakes.number("retain-commits-max", &self.retain_commits_max, 1, i64::MAX),
                 bytes: mistakes.number("retain-bytes-max", &self.retain_bytes_max, 1 << 20, i64::MAX),
             },
+            dev: false,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use tokio::net::TcpListener;
 
-use crate::config::{GatewayArgs, Mistakes, database_config};
+use crate::config::{Config, GatewayArgs, Mistakes, database_config};
 use crate::install;
 use crate::local::{LocalServer, Options, StopMode, default_dir};
 
@@ -43,7 +43,7 @@ async fn serve(
     let url = server.url(DATABASE);
     let database = database_config(&url, None).map_err(anyhow::Error::msg)?;
     // They were checked before the server was started.
-    let config = gateway.check(database, &mut Mistakes::default());
+    let config = Config { dev: true, ..gateway.check(database, &mut Mistakes::default()) };
     let address = socket.local_addr()?;
     crate::announce(address);
     eprintln!();

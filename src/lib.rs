@@ -26,10 +26,11 @@
 //! Any number of gateways do so beside each other; the [`role`] of each says who numbers. What all of this promises, and why it holds, is
 //! told in `docs/delivery.md`; `tests/drill` breaks it on purpose.
 //!
-//! Beside that path: [`config`] holds every setting and bound, [`metrics`] what is counted and logged, [`install`] and [`check`] the
-//! commands for a database, [`filter`] which rows a subscription wants, [`local`] and [`dev`] the private PostgreSQL of `switchboard dev`
-//! and of the tests.
+//! Beside that path: [`plain`] serves the feed over plain HTTP and [`page`] is the live page; [`filter`] decides which rows a selection
+//! wants, [`config`] holds every setting and bound, [`metrics`] what is counted and logged, [`install`] and [`check`] are the commands
+//! for a database, [`local`] and [`dev`] the private PostgreSQL of `switchboard dev` and of the tests.
 
+pub mod answers;
 pub mod body;
 pub mod change;
 pub mod check;
@@ -44,6 +45,7 @@ pub mod local;
 pub mod log;
 pub mod metrics;
 pub mod outbox;
+pub mod page;
 pub mod plain;
 pub mod protocol;
 pub mod role;

@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use warp::http::StatusCode;
 
+use crate::answers::Refusal;
 use crate::outbox::{Outbox, Outlet};
 use crate::protocol::{self, Close, From, OnReset, Request};
 use crate::subscriber::Shared;
@@ -34,21 +35,6 @@ pub const WAIT_SECONDS_MAX: u64 = 60;
 
 /// Where an answer's body is written; an error breaks it off.
 pub type Body = mpsc::Sender<Result<Bytes, std::io::Error>>;
-
-/// Why there is no answer to be had: for a status and a body that name the remedy.
-pub struct Refusal {
-    /// The status of the answer.
-    pub status: StatusCode,
-    /// `code` and `message`, and what else there is to know.
-    pub error: Value,
-}
-
-impl Refusal {
-    /// A refusal with this code, and a message that names the remedy.
-    pub fn new(status: StatusCode, code: &str, message: &str) -> Refusal {
-        Refusal { status, error: json!({"code": code, "message": message}) }
-    }
-}
 
 /// A subscription that is read here, frame by frame.
 pub struct Reading {

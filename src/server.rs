@@ -20,18 +20,19 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tungstenite::handshake::derive_accept_key;
-use warp::http::{HeaderMap, HeaderValue, StatusCode, header};
+use warp::http::{HeaderMap, StatusCode, header};
 use warp::reply::{Reply, Response};
 use warp::{Filter, Rejection};
 
+use crate::answers::{Refusal, admit, allowed, error, with_header};
 use crate::body::{Streamed, Streaming};
 use crate::config::{LINK_CHECK_EVERY, REQUEST_PATIENCE};
 use crate::filter::Column;
-use crate::plain::{Answer, PageRequest, Reading, Refusal};
+use crate::plain::{Answer, PageRequest, Reading};
 use crate::protocol::{From, OnReset, Request};
-use crate::selection;
 use crate::socket::Socket;
 use crate::subscriber::{self, Shared, Spoken};
+use crate::{page, selection};
 
 /// How many connections may be busy with plain HTTP beside the subscribers.
 const REQUESTS_MAX: usize = 1024;
@@ -125,12 +126,13 @@ async fn accept(
 }
 
 fn routes(server: Arc<Server>) -> impl Filter<Extract = (impl Reply,), Error = Infallible> + Clone {
-    let with_server = warp::any().map(move || server.clone());
     let get = |path: &'static str| warp::path(path).and(warp::path::end()).and(warp::get());
     let query = warp::query::raw().or(warp::any().map(String::new)).unify();
     let upgrade = warp::header::headers_cloned().and(warp::ext::optional::<OnUpgrade>());
 
-    let page = warp::path::end().and(warp::get()).map(page);
+    let config = &server.shared.config;
+    let (page, flip) = (page::files(config.dev), page::flip(config));
+    let with_server = warp::any().map(move || server.clone());
     let connection = warp::header::headers_cloned().and(warp::ext::get::<CancellationToken>());
     let events = warp::path!("v1" / "feed")
         .and(warp::get())
@@ -175,6 +177,8 @@ fn routes(server: Arc<Server>) -> impl Filter<Extract = (impl Reply,), Error = I
 
     let plain = events.or(changes).unify().or(snapshot).unify().or(tables).unify();
     let all = page
+        .or(flip)
+        .unify()
         .or(plain)
         .unify()
         .or(feed)
@@ -194,7 +198,7 @@ impl Server {
     fn feed(&self, query: &str, headers: &HeaderMap, upgrade: Option<OnUpgrade>) -> Response {
         let first = match Request::first(query) {
             Ok(first) => first,
-            Err(mistake) => return error(StatusCode::BAD_REQUEST, "bad_request", &mistake),
+            Err(mistake) => return Refusal::wrong(&mistake).into_response(),
         };
         // Whether the tables are watched is found out once the socket is up; who is wrong there gets 4400.
         self.upgrade(headers, upgrade, Spoken::Feed(first))
@@ -206,8 +210,8 @@ impl Server {
             let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
             values.flat_map(|value| value.split(',')).any(|value| value.trim().eq_ignore_ascii_case(word))
         };
-        if let Err(refusal) = self.admit(headers) {
-            return refused(refusal);
+        if let Err(refusal) = admit(&self.shared.config.origins, headers) {
+            return refusal.into_response();
         }
         let key = headers.get(header::SEC_WEBSOCKET_KEY);
         let (Some(key), Some(upgrade), true, true) =
@@ -227,7 +231,7 @@ impl Server {
             return with_header(answer, header::SEC_WEBSOCKET_VERSION, "13");
         }
         if let Err(refusal) = self.make_room() {
-            return refused(refusal);
+            return refusal.into_response();
         }
         let accept = derive_accept_key(key.as_bytes());
         self.shared.metrics.subscriber_opened();
@@ -265,7 +269,7 @@ impl Server {
     async fn changes(&self, query: &str, headers: &HeaderMap, cut: CancellationToken) -> Response {
         let mut page = match PageRequest::parse(query) {
             Ok(page) => page,
-            Err(mistake) => return error(StatusCode::BAD_REQUEST, "bad_request", &mistake),
+            Err(mistake) => return Refusal::wrong(&mistake).into_response(),
         };
         if page.oldest {
             page.request.from = match self.shared.log.look(0).await {
@@ -301,18 +305,18 @@ impl Server {
         S: FnOnce(Answer, Reading) -> F,
         F: Future<Output = ()> + Send + 'static,
     {
-        let origin = match self.admit(headers) {
+        let origin = match admit(&self.shared.config.origins, headers) {
             Ok(origin) => origin,
-            Err(refusal) => return refused(refusal),
+            Err(refusal) => return refusal.into_response(),
         };
         let begun = match (self.make_room(), request) {
-            (Err(refusal), _) => return allowed(refused(refusal), origin),
-            (_, Err(mistake)) => return allowed(error(StatusCode::BAD_REQUEST, "bad_request", &mistake), origin),
+            (Err(refusal), _) => return allowed(refusal, origin),
+            (_, Err(mistake)) => return allowed(Refusal::wrong(&mistake), origin),
             (Ok(()), Ok(request)) => Reading::begin(request, self.shared.clone()).await,
         };
         let reading = match begun {
             Ok(reading) => reading,
-            Err(refusal) => return allowed(refused(refusal), origin),
+            Err(refusal) => return allowed(refusal, origin),
         };
         self.shared.metrics.subscriber_opened();
         let (body, receiver) = mpsc::channel(1);
@@ -326,9 +330,9 @@ impl Server {
 
     /// The watched tables, their keys and their columns.
     fn tables(&self, headers: &HeaderMap) -> Response {
-        let origin = match self.admit(headers) {
+        let origin = match admit(&self.shared.config.origins, headers) {
             Ok(origin) => origin,
-            Err(refusal) => return refused(refusal),
+            Err(refusal) => return refusal.into_response(),
         };
         if self.shared.hub.head().is_none() {
             let message = "the gateway has not reached its PostgreSQL yet; try again, or run \"switchboard check\"";
@@ -343,17 +347,6 @@ impl Server {
             })
             .collect();
         allowed(warp::reply::json(&json!({"tables": tables})).into_response(), origin)
-    }
-
-    /// Whether a page of this origin may ask; what to allow it then.
-    fn admit(&self, headers: &HeaderMap) -> Result<Option<HeaderValue>, Refusal> {
-        let Some(origin) = headers.get(header::ORIGIN) else { return Ok(None) };
-        let host = headers.get(header::HOST).and_then(|value| value.to_str().ok());
-        if self.shared.config.origins.allow(origin.to_str().unwrap_or(""), host.unwrap_or("")) {
-            return Ok(Some(origin.clone()));
-        }
-        let remedy = format!("a page of {origin:?} may not subscribe here; let the operator add it to --origins");
-        Err(Refusal::new(StatusCode::FORBIDDEN, "origin", &remedy))
     }
 
     /// Whether there is room for another subscriber.
@@ -409,13 +402,6 @@ async fn run_upgraded(upgrade: OnUpgrade, spoken: Spoken, shared: Arc<Shared>) {
     subscriber::run(socket, spoken, shared).await;
 }
 
-/// The live page.
-fn page() -> Response {
-    let policy = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self' ws: wss:";
-    let page = warp::reply::html(include_str!("page/index.html")).into_response();
-    with_header(page, header::CONTENT_SECURITY_POLICY, policy)
-}
-
 async fn refuse(rejection: Rejection) -> Result<Response, Infallible> {
     if rejection.find::<warp::reject::MethodNotAllowed>().is_some() {
         return Ok(error(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "use GET"));
@@ -433,29 +419,4 @@ fn wants_events(headers: &HeaderMap) -> bool {
     let accepted = headers.get_all(header::ACCEPT).into_iter().filter_map(|value| value.to_str().ok());
     let types = accepted.flat_map(|value| value.split(',')).filter_map(|value| value.split(';').next());
     types.into_iter().any(|value| value.trim().eq_ignore_ascii_case("text/event-stream"))
-}
-
-fn error(status: StatusCode, code: &str, message: &str) -> Response {
-    refused(Refusal::new(status, code, message))
-}
-
-fn refused(refusal: Refusal) -> Response {
-    let answer = warp::reply::with_status(warp::reply::json(&json!({"error": refusal.error})), refusal.status);
-    match refusal.error["code"] == "too_many" {
-        true => with_header(answer.into_response(), header::RETRY_AFTER, "5"),
-        false => answer.into_response(),
-    }
-}
-
-/// Lets a page of this origin read the answer (Fetch Standard, 3.3).
-fn allowed(mut answer: Response, origin: Option<HeaderValue>) -> Response {
-    if let Some(origin) = origin {
-        answer.headers_mut().insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-        answer.headers_mut().insert(header::VARY, HeaderValue::from_static("origin"));
-    }
-    answer
-}
-
-fn with_header(response: Response, name: header::HeaderName, value: &str) -> Response {
-    warp::reply::with_header(response, name, value).into_response()
 }

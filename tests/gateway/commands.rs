@@ -804,6 +804,7 @@ async fn dev_is_everything_on_one_machine_and_keeps_its_rows() {
     assert_eq!(line, format!("listening on http://{address} ws://{address}/v1/feed\n"));
     assert_eq!(status, 200);
     assert!(page.contains("<html") && page.contains("</html>"), "{page:.200}");
+    assert!(page.contains(r#"data-dev="yes""#), "{page:.200}");
     assert_eq!(rows.len(), 4);
     assert_eq!(change["new"]["level"], 42);
     assert_eq!(closed, 1001);

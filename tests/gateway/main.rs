@@ -16,6 +16,7 @@ mod harness;
 mod hostile;
 mod oracles;
 mod order;
+mod page;
 mod plain;
 mod properties;
 mod resume;
