@@ -84,6 +84,36 @@ pub enum Command {
         #[command(flatten)]
         database: DatabaseArgs,
     },
+    /// Follow a gateway in the terminal; comes back and goes on by itself
+    Tail(TailArgs),
+}
+
+/// What to follow in the terminal, as it was given.
+#[derive(Args, Debug)]
+pub struct TailArgs {
+    /// The tables, schema optional (public) [default: every watched table]
+    pub tables: Vec<String>,
+    /// The gateway: http, https, ws or wss, with or without /v1/feed
+    #[arg(long, env = "SWITCHBOARD_URL", default_value = "http://127.0.0.1:8080", value_name = "URL")]
+    pub url: String,
+    /// Only rows that fit, for example level.gte.3
+    #[arg(long = "where", value_name = "FILTER")]
+    pub filter: Option<String>,
+    /// Only these columns, comma-separated, and the key
+    #[arg(long, value_name = "COLUMNS")]
+    pub columns: Option<String>,
+    /// Where to begin: now, snapshot (current rows first), or behind a cursor [default: where --save left off, else now]
+    #[arg(long, value_name = "FROM")]
+    pub from: Option<String>,
+    /// One frame of rows or commits a line, as it came; notes go to standard error
+    #[arg(long)]
+    pub json: bool,
+    /// A file that keeps the cursor, so that the next start goes on from there
+    #[arg(long, value_name = "FILE")]
+    pub save: Option<PathBuf>,
+    /// End after so many commits, 1 or more
+    #[arg(long, value_name = "COUNT")]
+    pub count: Option<String>,
 }
 
 /// Where the database is.
@@ -225,7 +255,8 @@ impl Origins {
 pub struct Mistakes(pub Vec<String>);
 
 impl Mistakes {
-    fn number<T>(&mut self, flag: &str, text: &str, least: T, most: T) -> T
+    /// A whole number within its bounds.
+    pub fn number<T>(&mut self, flag: &str, text: &str, least: T, most: T) -> T
     where
         T: std::str::FromStr + PartialOrd + std::fmt::Display + Copy,
     {

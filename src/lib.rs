@@ -27,8 +27,8 @@
 //! told in `docs/delivery.md`; `tests/drill` breaks it on purpose.
 //!
 //! Beside that path: [`plain`] serves the feed over plain HTTP and [`page`] is the live page; [`filter`] decides which rows a selection
-//! wants, [`config`] holds every setting and bound, [`metrics`] what is counted and logged, [`install`] and [`check`] are the commands
-//! for a database, [`local`] and [`dev`] the private PostgreSQL of `switchboard dev` and of the tests.
+//! wants, [`tail`] is the subscriber for the terminal, [`config`] holds every setting and bound, [`metrics`] what is counted and logged,
+//! [`install`] and [`check`] are the commands for a database, [`local`] and [`dev`] the private PostgreSQL of `switchboard dev` and of the tests.
 
 pub mod answers;
 pub mod body;
@@ -56,6 +56,7 @@ pub mod socket;
 pub mod subscriber;
 pub mod subscription;
 pub mod table;
+pub mod tail;
 
 use std::sync::Arc;
 

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use switchboard::check::{self, State};
 use switchboard::config::{Command, CommandLine, Config, DatabaseArgs, Mistakes};
-use switchboard::{dev, install};
+use switchboard::{dev, install, tail};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -17,6 +17,8 @@ use tracing_subscriber::EnvFilter;
 const EXIT_SETTINGS: u8 = 64;
 /// How long `serve --install` waits before it tries again to reach PostgreSQL.
 const INSTALL_RETRY: Duration = Duration::from_secs(5);
+/// How long the end waits for what cannot be interrupted, such as a write to a pipe that nobody reads.
+const END_PATIENCE: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let line = match CommandLine::try_parse() {
@@ -41,7 +43,11 @@ fn main() -> ExitCode {
         tracing::debug!("the limit on open files stays as it is: {error}");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let ended = runtime.context("starting threads").and_then(|runtime| runtime.block_on(run(line.command, settings)));
+    let ended = runtime.context("starting threads").and_then(|runtime| {
+        let ended = runtime.block_on(run(line.command, settings));
+        runtime.shutdown_timeout(END_PATIENCE);
+        ended
+    });
     match ended {
         Ok(code) => code,
         Err(error) => {
@@ -55,6 +61,7 @@ fn main() -> ExitCode {
 enum Settings {
     Gateway(Box<Config>),
     Database(Box<tokio_postgres::Config>),
+    Tail(Box<tail::Config>),
 }
 
 fn check_settings(line: &CommandLine, mistakes: &mut Mistakes) -> Settings {
@@ -73,6 +80,7 @@ fn check_settings(line: &CommandLine, mistakes: &mut Mistakes) -> Settings {
         | Command::Watch { database, .. }
         | Command::Unwatch { database, .. }
         | Command::Check { database } => of(database, mistakes),
+        Command::Tail(tail) => Settings::Tail(Box::new(tail::Config::new(tail, mistakes))),
     }
 }
 
@@ -106,6 +114,7 @@ async fn run(command: Command, settings: Settings) -> Result<ExitCode> {
             switchboard::announce(socket.local_addr()?);
             switchboard::run(*config, socket, stop).await;
         }
+        (_, Settings::Tail(config)) => tail::run(*config, signals()?).await?,
         (command, Settings::Database(database)) => return database_command(command, &database).await,
         (command, Settings::Gateway(_)) => unreachable!("{command:?} has no gateway's settings"),
     }
@@ -165,19 +174,27 @@ async fn database_command(command: Command, database: &tokio_postgres::Config) -
                 println!("{} {table}", if was { "no longer watching" } else { "was not watching" });
             }
         }
-        Command::Dev { .. } | Command::Serve { .. } | Command::Check { .. } => unreachable!("handled above"),
+        Command::Dev { .. } | Command::Serve { .. } | Command::Check { .. } | Command::Tail(_) => {
+            unreachable!("handled above")
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Resolves at SIGTERM or SIGINT.
+/// Resolves at SIGTERM or SIGINT, and says so.
 fn stop_signal() -> Result<impl Future<Output = ()>> {
+    let signal = signals()?;
+    Ok(async move { tracing::info!("{}: stopping", signal.await) })
+}
+
+/// The name of the first signal to stop that comes.
+fn signals() -> Result<impl Future<Output = &'static str> + Send + 'static> {
     let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("waiting for SIGINT")?;
     Ok(async move {
         tokio::select! {
-            _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
-            _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
         }
     })
 }

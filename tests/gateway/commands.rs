@@ -17,14 +17,14 @@ use tokio::task::JoinHandle;
 use crate::harness::{Client, Database, Gateway, get, soon, until};
 
 /// What a command said, and its exit code.
-struct Ran {
-    code: Option<i32>,
-    out: String,
-    err: String,
+pub struct Ran {
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
 }
 
 /// The program, with nothing of our own environment that it would read, and this database.
-fn program(url: Option<&str>, arguments: &[&str]) -> Command {
+pub fn program(url: Option<&str>, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_switchboard"));
     for (name, _) in std::env::vars_os() {
         if name == "DATABASE_URL" || name.to_string_lossy().starts_with("SWITCHBOARD_") {
@@ -39,7 +39,7 @@ fn program(url: Option<&str>, arguments: &[&str]) -> Command {
 }
 
 /// Runs a command to its end.
-async fn run(mut command: Command) -> Ran {
+pub async fn run(mut command: Command) -> Ran {
     let output = soon("the command ends", command.output()).await.unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     Ran { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
@@ -140,7 +140,7 @@ impl Serving {
     }
 }
 
-async fn collect(mut from: impl AsyncRead + Unpin, to: Arc<Mutex<String>>) {
+pub async fn collect(mut from: impl AsyncRead + Unpin, to: Arc<Mutex<String>>) {
     let mut chunk = [0; 4096];
     while let Ok(count @ 1..) = from.read(&mut chunk).await {
         to.lock().unwrap().push_str(&String::from_utf8_lossy(&chunk[..count]));

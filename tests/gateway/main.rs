@@ -27,6 +27,7 @@ mod statements;
 mod stopping;
 mod subscriptions;
 mod switch_status;
+mod tail;
 mod trouble;
 mod values;
 mod wire;
