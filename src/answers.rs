@@ -34,9 +34,11 @@ impl Refusal {
 impl Reply for Refusal {
     fn into_response(self) -> Response {
         let answer = warp::reply::with_status(warp::reply::json(&json!({"error": self.error})), self.status);
+        // A page whose handshake was refused asks once more over plain HTTP, to hear why.
+        let answer = for_all_origins(answer.into_response());
         match self.error["code"] == "too_many" {
-            true => with_header(answer.into_response(), header::RETRY_AFTER, "5"),
-            false => answer.into_response(),
+            true => with_header(answer, header::RETRY_AFTER, "5"),
+            false => answer,
         }
     }
 }
@@ -49,6 +51,11 @@ pub fn error(status: StatusCode, code: &str, message: &str) -> Response {
 /// The same answer with another header.
 pub fn with_header(answer: Response, name: header::HeaderName, value: &str) -> Response {
     warp::reply::with_header(answer, name, value).into_response()
+}
+
+/// Lets pages of all origins read what is no secret.
+pub fn for_all_origins(answer: Response) -> Response {
+    with_header(answer, header::ACCESS_CONTROL_ALLOW_ORIGIN, "*")
 }
 
 /// Whether a web page of this origin may ask, where it is one that asks; its origin then, to be [`allowed`].

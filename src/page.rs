@@ -16,7 +16,7 @@ use warp::http::{HeaderMap, Method, StatusCode, header};
 use warp::reply::{Reply, Response};
 use warp::{Filter, Rejection};
 
-use crate::answers::{admit, error, with_header};
+use crate::answers::{admit, error, for_all_origins, with_header};
 use crate::config::{CONNECT_PATIENCE, Config, Origins, REQUEST_PATIENCE};
 use crate::log::told;
 
@@ -44,6 +44,17 @@ pub fn files(dev: bool) -> impl Filter<Extract = (Response,), Error = Rejection>
     let style = get("page.css").map(|| file(include_str!("page/page.css"), "text/css; charset=utf-8"));
     let script = get("page.js").map(|| file(include_str!("page/page.js"), "text/javascript; charset=utf-8"));
     page.or(style).unify().or(script).unify()
+}
+
+/// `/client.js`, the browser client, and its types. Pages of any origin may import it; it always is the one that fits this gateway.
+pub fn client() -> impl Filter<Extract = (Response,), Error = Rejection> + Clone {
+    let get = |path: &'static str| warp::path(path).and(warp::path::end()).and(warp::get());
+    let for_all = |text, content_type| for_all_origins(file(text, content_type));
+    let code = include_str!("../client/client.js");
+    let code = get("client.js").map(move || for_all(code, "text/javascript; charset=utf-8"));
+    let types = include_str!("../client/client.d.ts");
+    let types = get("client.d.ts").map(move || for_all(types, "text/plain; charset=utf-8"));
+    code.or(types).unify()
 }
 
 fn file(text: impl Reply, content_type: &str) -> Response {

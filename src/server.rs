@@ -131,7 +131,7 @@ fn routes(server: Arc<Server>) -> impl Filter<Extract = (impl Reply,), Error = I
     let upgrade = warp::header::headers_cloned().and(warp::ext::optional::<OnUpgrade>());
 
     let config = &server.shared.config;
-    let (page, flip) = (page::files(config.dev), page::flip(config));
+    let (page, client, flip) = (page::files(config.dev), page::client(), page::flip(config));
     let with_server = warp::any().map(move || server.clone());
     let connection = warp::header::headers_cloned().and(warp::ext::get::<CancellationToken>());
     let events = warp::path!("v1" / "feed")
@@ -177,6 +177,8 @@ fn routes(server: Arc<Server>) -> impl Filter<Extract = (impl Reply,), Error = I
 
     let plain = events.or(changes).unify().or(snapshot).unify().or(tables).unify();
     let all = page
+        .or(client)
+        .unify()
         .or(flip)
         .unify()
         .or(plain)
@@ -407,7 +409,7 @@ async fn refuse(rejection: Rejection) -> Result<Response, Infallible> {
         return Ok(error(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "use GET"));
     }
     if rejection.is_not_found() {
-        let here = "there is nothing at this address; there is / (a page), /v1/feed, /v1/changes, /v1/snapshot, /v1/tables, /switch/status, /healthz, /readyz, /metrics";
+        let here = "there is nothing at this address; there is / (a page), /client.js, /v1/feed, /v1/changes, /v1/snapshot, /v1/tables, /switch/status, /healthz, /readyz, /metrics";
         return Ok(error(StatusCode::NOT_FOUND, "not_found", here));
     }
     tracing::debug!("a request was refused: {rejection:?}");

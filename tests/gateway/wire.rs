@@ -586,6 +586,39 @@ async fn the_page_is_html_that_may_load_nothing_from_elsewhere() {
 }
 
 #[tokio::test]
+async fn pages_of_any_origin_may_import_the_client_and_always_get_that_of_their_gateway() {
+    let db = Database::with_switch().await;
+    let gateway = Gateway::start(&db).await;
+
+    let code = exchange(gateway.address, "GET /client.js", "origin: https://app.example\r\n").await;
+    let types = exchange(gateway.address, "GET /client.d.ts", "").await;
+
+    for (answer, kind) in [(&code, "text/javascript"), (&types, "text/plain")] {
+        assert_eq!(answer.status, 200);
+        assert!(answer.head.contains(&format!("content-type: {kind}; charset=utf-8")), "{}", answer.head);
+        assert!(answer.head.contains("access-control-allow-origin: *"), "{}", answer.head);
+        assert!(answer.head.contains("cache-control: no-cache"), "{}", answer.head);
+    }
+    assert_eq!(code.body, include_str!("../../client/client.js"));
+    assert_eq!(types.body, include_str!("../../client/client.d.ts"));
+}
+
+#[tokio::test]
+async fn a_page_whose_handshake_was_refused_may_read_why() {
+    let db = Database::with_switch().await;
+    let gateway = Gateway::start(&db).await;
+
+    let foreign = exchange(gateway.address, "GET /v1/feed", "origin: https://app.example\r\n").await;
+    let wrong = exchange(gateway.address, "GET /v1/feed?from=", "origin: http://localhost:1\r\n").await;
+
+    assert_eq!((foreign.status, foreign.error().0.as_str()), (403, "origin"));
+    assert_eq!((wrong.status, wrong.error().0.as_str()), (400, "bad_request"));
+    for answer in [foreign, wrong] {
+        assert!(answer.head.contains("access-control-allow-origin: *"), "{}", answer.head);
+    }
+}
+
+#[tokio::test]
 async fn other_addresses_and_methods_are_refused_in_words() {
     let db = Database::with_switch().await;
     let gateway = Gateway::start(&db).await;
