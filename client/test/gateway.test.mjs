@@ -269,7 +269,7 @@ test('a table that is not watched is the end, with a reason', async t => {
 test('a handshake that is refused is the end, with the reason that plain HTTP gives', async t => {
   const { feed, told } = follow(t, gateway.url, { table: 'a,,b' })
 
-  await assert.rejects(feed.ready, /names an empty table/)
+  await assert.rejects(feed.ready, /holds an empty name/)
 
   assert.equal(feed.state, 'closed')
   assert.deepEqual(told.errors.map(({ code, final }) => [code, final]), [['bad_request', true]])
