@@ -184,7 +184,11 @@ async fn database_command(command: Command, database: &tokio_postgres::Config) -
 /// Resolves at SIGTERM or SIGINT, and says so.
 fn stop_signal() -> Result<impl Future<Output = ()>> {
     let signal = signals()?;
-    Ok(async move { tracing::info!("{}: stopping", signal.await) })
+    Ok(async move {
+        // Not inside of the message: where that is not logged, nothing in it happens.
+        let name = signal.await;
+        tracing::info!("{name}: stopping");
+    })
 }
 
 /// The name of the first signal to stop that comes.

@@ -1,7 +1,7 @@
 //! `switchboard tail`: a subscriber for the terminal, which comes back and goes on by itself.
 //!
 //! It keeps the rules of `docs/delivery.md` for clients, and checks the gateway by them. Standard output holds data only; all that is
-//! said about it goes to standard error. The cursor that [`save`] keeps never runs ahead of what was printed.
+//! said about it goes to standard error. The cursor that is saved never runs ahead of what was printed.
 
 mod address;
 mod frame;
