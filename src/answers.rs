@@ -36,9 +36,12 @@ impl Reply for Refusal {
         let answer = warp::reply::with_status(warp::reply::json(&json!({"error": self.error})), self.status);
         // A page whose handshake was refused asks once more over plain HTTP, to hear why.
         let answer = for_all_origins(answer.into_response());
-        match self.error["code"] == "too_many" {
-            true => with_header(answer, header::RETRY_AFTER, "5"),
-            false => answer,
+        match self.error["code"].as_str() {
+            Some("too_many" | "not_listening") => with_header(answer, header::RETRY_AFTER, "5"),
+            // RFC 9110, 15.5.22; RFC 6455, 4.4.
+            Some("websocket_only") => with_header(answer, header::UPGRADE, "websocket"),
+            Some("websocket_version") => with_header(answer, header::SEC_WEBSOCKET_VERSION, "13"),
+            _ => answer,
         }
     }
 }

@@ -140,6 +140,10 @@ pub struct GatewayArgs {
     /// * for all. Clients that are no browsers need no leave
     #[arg(long, env = "SWITCHBOARD_ORIGINS", default_value = "", value_name = "ORIGINS")]
     pub origins: String,
+    /// The channels whose notifications /listen/CHANNEL hands on, comma-separated, * for any characters and ? for any one; none by
+    /// default
+    #[arg(long, env = "SWITCHBOARD_LISTEN_CHANNELS", default_value = "", value_name = "CHANNELS")]
+    pub listen_channels: String,
     /// How often a subscriber hears something at least, in milliseconds, 100 to 600000
     #[arg(long, env = "SWITCHBOARD_HEARTBEAT_MS", default_value = "15000", value_name = "MS")]
     pub heartbeat_ms: String,
@@ -190,6 +194,8 @@ pub struct Config {
     pub database: tokio_postgres::Config,
     /// The web pages that may subscribe.
     pub origins: Origins,
+    /// The channels that may be listened to.
+    pub listen_channels: ListenChannels,
     /// How often a subscriber hears something at least.
     pub heartbeat: Duration,
     /// How long a subscriber's socket may take nothing.
@@ -248,6 +254,46 @@ impl Origins {
             || ["localhost", "127.0.0.1", "[::1]"].contains(&name)
             || listed.iter().any(|listed| listed.eq_ignore_ascii_case(origin))
     }
+}
+
+/// The channels that may be listened to: patterns in which `*` stands for any characters and `?` for any one.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ListenChannels(Vec<String>);
+
+impl ListenChannels {
+    /// Comma-separated patterns.
+    pub fn new(text: &str) -> ListenChannels {
+        let patterns = text.split(',').map(str::trim).filter(|pattern| !pattern.is_empty());
+        ListenChannels(patterns.map(str::to_owned).collect())
+    }
+
+    /// Whether a channel of exactly this name is among them.
+    pub fn allow(&self, channel: &str) -> bool {
+        self.0.iter().any(|pattern| fits(pattern, channel))
+    }
+}
+
+/// Whether a text fits a pattern, in no more steps than their lengths multiplied.
+fn fits(pattern: &str, text: &str) -> bool {
+    let (pattern, text): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
+    let (mut at, mut read) = (0, 0);
+    // Behind the last star, and up to where it stands for text.
+    let mut star = None;
+    while read < text.len() {
+        match pattern.get(at) {
+            Some('*') => {
+                at += 1;
+                star = Some((at, read));
+            }
+            Some(each) if *each == '?' || *each == text[read] => (at, read) = (at + 1, read + 1),
+            _ => {
+                let Some((behind, until)) = star else { return false };
+                star = Some((behind, until + 1));
+                (at, read) = (behind, until + 1);
+            }
+        }
+    }
+    pattern[at..].iter().all(|each| *each == '*')
 }
 
 /// What is wrong with the settings, one sentence each, naming the value and the remedy.
@@ -347,6 +393,7 @@ impl GatewayArgs {
             listen,
             database,
             origins: if any { Origins::Any } else { origins },
+            listen_channels: ListenChannels::new(&self.listen_channels),
             heartbeat: mistakes.millis("heartbeat-ms", &self.heartbeat_ms, 100, 600_000),
             write_timeout: mistakes.millis("write-timeout-ms", &self.write_timeout_ms, 100, 600_000),
             stop_timeout: mistakes.millis("stop-timeout-ms", &self.stop_timeout_ms, 0, 600_000),
@@ -495,6 +542,34 @@ mod tests {
         }
         assert!(gateway(&["--origins", "*"]).0.origins.allow("null", "x"));
         assert_eq!(gateway(&["--origins", "app.example"]).1.0.len(), 1);
+    }
+
+    #[test]
+    fn channels_are_allowed_by_patterns_and_none_by_default() {
+        let allowed = |channels| gateway(&["--listen-channels", channels]).0.listen_channels;
+
+        for (patterns, channel, fit) in [
+            ("", "a", false),
+            ("", "", false),
+            ("a, b c", "b c", true),
+            ("a", "A", false),
+            ("a", "ab", false),
+            ("*", "", true),
+            ("*", "anything, at all", true),
+            ("chat_*", "chat_", true),
+            ("chat_*", "chat", false),
+            ("a*b*c", "a-b-b-c", true),
+            ("a*b*c", "a-b-c-", false),
+            ("*ab", "aab", true),
+            ("?", "ä", true),
+            ("a?", "a", false),
+            ("**?*", "x", true),
+            ("[a]", "a", false),
+        ] {
+            assert_eq!(allowed(patterns).allow(channel), fit, "{patterns:?} {channel:?}");
+        }
+        let slow = format!("{}b", "a*".repeat(30));
+        assert!(!allowed(&slow).allow(&"a".repeat(63)));
     }
 
     #[test]

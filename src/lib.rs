@@ -12,7 +12,8 @@
 //! 5. Each [`subscriber`] takes what is new in its history and writes it to its [`socket`] with one call.
 //!
 //! A subscriber that was away, or is too slow for the history, reads the log itself and then joins the hub; one that wants the current
-//! rows first gets them from a [`snapshot`]. The [`server`] accepts connections and hands them to subscribers.
+//! rows first gets them from a [`snapshot`]. The [`server`] accepts connections and hands them to subscribers. Those of `/listen` are
+//! served by [`listen`], which has nothing to do with the log.
 //!
 //! ```text
 //! main ─► run ─┬─► server ─► subscriber ─┬─► hub ─► protocol ─► change
@@ -40,6 +41,7 @@ pub mod feed;
 pub mod filter;
 pub mod hub;
 pub mod install;
+pub mod listen;
 pub mod listener;
 pub mod local;
 pub mod log;

@@ -18,7 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tungstenite::handshake::derive_accept_key;
 use warp::http::{HeaderMap, StatusCode, header};
 use warp::reply::{Reply, Response};
@@ -28,6 +28,7 @@ use crate::answers::{Refusal, admit, allowed, error, with_header};
 use crate::body::{Streamed, Streaming};
 use crate::config::{LINK_CHECK_EVERY, REQUEST_PATIENCE};
 use crate::filter::Column;
+use crate::listen::{self, Channels, LISTEN_PATIENCE};
 use crate::plain::{Answer, PageRequest, Reading};
 use crate::protocol::{From, OnReset, Request};
 use crate::socket::Socket;
@@ -44,13 +45,17 @@ const REQUEST_BYTES_MAX: usize = 16 << 10;
 struct Server {
     shared: Arc<Shared>,
     subscribers: TaskTracker,
+    channels: Arc<Channels>,
 }
 
 /// Serves until the gateway stops, then ends what is open, within the stop time-out.
 pub async fn serve(socket: TcpListener, shared: Arc<Shared>) {
     let stop = shared.stop.clone();
     let deadline = shared.config.stop_timeout;
-    let server = Arc::new(Server { shared, subscribers: TaskTracker::new() });
+    let channels = Channels::new(&shared.config.database);
+    // Runs for ever, and holds nothing that has to be ended in order.
+    let _listening = AbortOnDropHandle::new(tokio::spawn(channels.clone().run()));
+    let server = Arc::new(Server { shared, subscribers: TaskTracker::new(), channels });
     let requests = TaskTracker::new();
     let service = warp::service(routes(server.clone()));
     let places = Arc::new(Semaphore::new(REQUESTS_MAX));
@@ -171,6 +176,12 @@ fn routes(server: Arc<Server>) -> impl Filter<Extract = (impl Reply,), Error = I
         .and(with_server.clone())
         .and(upgrade)
         .map(|server: Arc<Server>, headers, upgrade| server.upgrade(&headers, upgrade, Spoken::SwitchStatus));
+    let listen =
+        warp::path("listen").and(warp::path::tail()).and(warp::get()).and(with_server.clone()).and(upgrade).then(
+            async |channel: warp::path::Tail, server: Arc<Server>, headers, upgrade| {
+                server.listen(channel.as_str(), &headers, upgrade).await
+            },
+        );
     let alive = get("healthz").map(|| "alive\n".into_response());
     let ready = get("readyz").and(with_server.clone()).map(|server: Arc<Server>| server.ready());
     let metrics = get("metrics").and(with_server).map(|server: Arc<Server>| server.metrics());
@@ -186,6 +197,8 @@ fn routes(server: Arc<Server>) -> impl Filter<Extract = (impl Reply,), Error = I
         .or(feed)
         .unify()
         .or(switch_status)
+        .unify()
+        .or(listen)
         .unify()
         .or(alive)
         .unify()
@@ -206,40 +219,100 @@ impl Server {
         self.upgrade(headers, upgrade, Spoken::Feed(first))
     }
 
-    /// Answers a WebSocket handshake (RFC 6455, 4.2) and starts the subscriber.
+    /// Answers a WebSocket handshake and starts the subscriber.
     fn upgrade(&self, headers: &HeaderMap, upgrade: Option<OnUpgrade>, spoken: Spoken) -> Response {
+        if let Err(refusal) = self.check_handshake(headers, upgrade.as_ref()) {
+            return refusal.into_response();
+        }
+        let shared = self.shared.clone();
+        self.accept(headers, upgrade, move |socket| subscriber::run(socket, spoken, shared))
+    }
+
+    /// Accepts a subscriber of a channel, once PostgreSQL listens to it.
+    async fn listen(&self, path: &str, headers: &HeaderMap, upgrade: Option<OnUpgrade>) -> Response {
+        let channel = match self.channel(path) {
+            Ok(channel) => channel,
+            Err(refusal) => return refusal.into_response(),
+        };
+        if let Err(refusal) = self.check_handshake(headers, upgrade.as_ref()) {
+            return refusal.into_response();
+        }
+        let sitting = tokio::select! {
+            sitting = timeout(LISTEN_PATIENCE, self.channels.sit(&channel)) => sitting,
+            () = self.shared.stop.cancelled() => return stopping().into_response(),
+        };
+        let seat = match sitting {
+            Ok(Ok(seat)) => seat,
+            failed => {
+                let why = match failed {
+                    Ok(Err(why)) => format!("{why:#}"),
+                    _ => "PostgreSQL is not there, or does not answer".to_owned(),
+                };
+                let remedy = format!("{why}; try later, or let the operator run \"switchboard check\"");
+                return Refusal::unavailable("not_listening", &remedy).into_response();
+            }
+        };
+        // Others came while this one waited.
+        if let Err(refusal) = self.check_handshake(headers, upgrade.as_ref()) {
+            return refusal.into_response();
+        }
+        let shared = self.shared.clone();
+        self.accept(headers, upgrade, move |socket| listen::run(socket, seat, shared))
+    }
+
+    /// The channel of an address, if it may be listened to.
+    fn channel(&self, path: &str) -> Result<String, Refusal> {
+        let channel = listen::channel_name(path).map_err(|mistake| Refusal::wrong(&mistake))?;
+        if listen::is_ours(&channel) {
+            let remedy = format!("{channel:?} is the gateway's own doorbell; open /v1/feed to hear of changes");
+            return Err(Refusal::new(StatusCode::FORBIDDEN, "channel", &remedy));
+        }
+        if !self.shared.config.listen_channels.allow(&channel) {
+            let remedy = format!("{channel:?} may not be listened to; let the operator add it to --listen-channels");
+            return Err(Refusal::new(StatusCode::FORBIDDEN, "channel", &remedy));
+        }
+        Ok(channel)
+    }
+
+    /// Whether a WebSocket handshake (RFC 6455, 4.2) can be accepted now.
+    fn check_handshake(&self, headers: &HeaderMap, upgrade: Option<&OnUpgrade>) -> Result<(), Refusal> {
         let says = |name: header::HeaderName, word: &str| {
             let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
             values.flat_map(|value| value.split(',')).any(|value| value.trim().eq_ignore_ascii_case(word))
         };
-        if let Err(refusal) = admit(&self.shared.config.origins, headers) {
-            return refusal.into_response();
-        }
-        let key = headers.get(header::SEC_WEBSOCKET_KEY);
-        let (Some(key), Some(upgrade), true, true) =
-            (key, upgrade, says(header::CONNECTION, "upgrade"), says(header::UPGRADE, "websocket"))
-        else {
+        admit(&self.shared.config.origins, headers)?;
+        let asks = headers.contains_key(header::SEC_WEBSOCKET_KEY)
+            && says(header::CONNECTION, "upgrade")
+            && says(header::UPGRADE, "websocket");
+        if !asks || upgrade.is_none() {
             let remedy =
                 "this address speaks WebSocket; open it with new WebSocket(\"ws://…\") or a client of that kind";
-            return with_header(
-                error(StatusCode::UPGRADE_REQUIRED, "websocket_only", remedy),
-                header::UPGRADE,
-                "websocket",
-            );
-        };
+            return Err(Refusal::new(StatusCode::UPGRADE_REQUIRED, "websocket_only", remedy));
+        }
         if !says(header::SEC_WEBSOCKET_VERSION, "13") {
-            let answer =
-                error(StatusCode::UPGRADE_REQUIRED, "websocket_version", "only version 13 of WebSocket is spoken here");
-            return with_header(answer, header::SEC_WEBSOCKET_VERSION, "13");
+            let remedy = "only version 13 of WebSocket is spoken here";
+            return Err(Refusal::new(StatusCode::UPGRADE_REQUIRED, "websocket_version", remedy));
         }
-        if let Err(refusal) = self.make_room() {
-            return refusal.into_response();
-        }
+        self.make_room()
+    }
+
+    /// Accepts a handshake that was checked, and serves what comes of it.
+    fn accept<S>(
+        &self,
+        headers: &HeaderMap,
+        upgrade: Option<OnUpgrade>,
+        serve: impl FnOnce(Socket) -> S + Send + 'static,
+    ) -> Response
+    where
+        S: Future<Output = ()> + Send + 'static,
+    {
+        let key = headers.get(header::SEC_WEBSOCKET_KEY).zip(upgrade);
+        let (key, upgrade) = key.expect("a handshake without a key or a connection is refused");
         let accept = derive_accept_key(key.as_bytes());
         self.shared.metrics.subscriber_opened();
         let (cut, shared) = (self.shared.cut.clone(), self.shared.clone());
         // Boxed, since what waits for either of two things keeps room for the future it was given, twice.
-        self.subscribers.spawn(cut.run_until_cancelled_owned(Box::pin(run_upgraded(upgrade, spoken, shared))));
+        self.subscribers.spawn(cut.run_until_cancelled_owned(Box::pin(run_upgraded(upgrade, shared, serve))));
         let answer = warp::reply::with_status(warp::reply(), StatusCode::SWITCHING_PROTOCOLS).into_response();
         let answer = with_header(answer, header::UPGRADE, "websocket");
         with_header(with_header(answer, header::CONNECTION, "upgrade"), header::SEC_WEBSOCKET_ACCEPT, &accept)
@@ -354,11 +427,7 @@ impl Server {
     /// Whether there is room for another subscriber.
     fn make_room(&self) -> Result<(), Refusal> {
         if self.shared.stop.is_cancelled() {
-            return Err(Refusal::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "stopping",
-                "the gateway stops; connect to another one",
-            ));
+            return Err(stopping());
         }
         if self.subscribers.len() >= self.shared.config.subscribers_max {
             let remedy = "too many subscribers; try later, or let the operator raise --subscribers-max";
@@ -391,8 +460,12 @@ impl Server {
     }
 }
 
-/// Takes the raw stream out of hyper's hands and runs the subscriber on it.
-async fn run_upgraded(upgrade: OnUpgrade, spoken: Spoken, shared: Arc<Shared>) {
+/// Takes the raw stream out of hyper's hands and serves a subscriber on it.
+async fn run_upgraded<S: Future<Output = ()>>(
+    upgrade: OnUpgrade,
+    shared: Arc<Shared>,
+    serve: impl FnOnce(Socket) -> S,
+) {
     let parts = match timeout(REQUEST_PATIENCE, upgrade).await {
         Ok(Ok(upgraded)) => upgraded.downcast::<TokioIo<TcpStream>>().ok(),
         _ => None,
@@ -401,7 +474,12 @@ async fn run_upgraded(upgrade: OnUpgrade, spoken: Spoken, shared: Arc<Shared>) {
     let socket = Socket::new(parts.io.into_inner(), &parts.read_buf, shared.config.write_timeout);
     // hyper's read buffer is let go here: it is larger than all the rest of an idle subscriber.
     drop(parts.read_buf);
-    subscriber::run(socket, spoken, shared).await;
+    drop(shared);
+    serve(socket).await;
+}
+
+fn stopping() -> Refusal {
+    Refusal::unavailable("stopping", "the gateway stops; connect to another one")
 }
 
 async fn refuse(rejection: Rejection) -> Result<Response, Infallible> {

@@ -193,6 +193,13 @@ pub fn pong(id: Option<Value>) -> Bytes {
     Frame::Pong { id }.encode()
 }
 
+/// A text as it stands, for streams that are not of protocol 1.
+pub fn text(text: &str) -> Bytes {
+    let mut out = Vec::with_capacity(text.len() + 10);
+    frame(&mut out, Opcode::Text, |out| out.extend_from_slice(text.as_bytes()));
+    out.into()
+}
+
 /// A page of `rows`, built row by row.
 pub struct RowsFrame {
     json: Vec<u8>,

@@ -14,6 +14,7 @@ mod filters;
 mod gateways;
 mod harness;
 mod hostile;
+mod listen;
 mod oracles;
 mod order;
 mod page;

@@ -30,14 +30,18 @@ impl Client {
 
     /// The next text frame as it stands; the close code where there is none.
     pub async fn text(&mut self) -> Result<String, u16> {
-        loop {
-            match soon("the next frame", self.socket.next()).await {
-                Some(Ok(Message::Text(text))) => return Ok(text.as_str().to_owned()),
-                Some(Ok(Message::Close(frame))) => return Err(frame.map_or(1005, |frame| frame.code.into())),
-                Some(Ok(_)) => {}
-                Some(Err(_)) | None => return Err(1006),
+        let next = async {
+            loop {
+                match self.socket.next().await {
+                    Some(Ok(Message::Text(text))) => return Ok(text.as_str().to_owned()),
+                    Some(Ok(Message::Close(frame))) => return Err(frame.map_or(1005, |frame| frame.code.into())),
+                    Some(Ok(_)) => {}
+                    Some(Err(_)) | None => return Err(1006),
+                }
             }
-        }
+        };
+        // Pings between the frames are no reason to wait for longer.
+        soon("the next frame", next).await
     }
 
     /// The next frame, its chain checked; the close code where there is none.
