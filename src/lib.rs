@@ -7,18 +7,21 @@
 //! 2. The [`listener`] hears the doorbell and wakes the [`feed`].
 //! 3. The feed has the transaction numbered (`switchboard.number()` in `sql/05_retention.sql`), so that it has a position, and reads it
 //!    from the [`log`] as parts of commits, made of [`change`]s.
-//! 4. The [`hub`] encodes it once per kind of subscription, as the [`protocol`] says, appends it to the history that all subscribers of
-//!    that kind share, and wakes them. It waits for nobody.
-//! 5. Each [`subscriber`] takes what is new in its history and writes it to its [`socket`] with one call.
+//! 4. The [`hub`] finds by its values which kinds of subscription may want it, encodes it once for each kind that does, as its
+//!    [`selection`] and the [`protocol`] say, appends it to the history that all subscriptions of that kind share, and wakes them. It waits
+//!    for nobody.
+//! 5. Each [`subscription`] takes what is new in its history and puts it into its client's [`outbox`]. The [`subscriber`], which is the
+//!    connection, writes what waits there to its [`socket`] with one call; over plain HTTP, [`plain`] writes it into the body of an answer.
 //!
-//! A subscriber that was away, or is too slow for the history, reads the log itself and then joins the hub; one that wants the current
+//! A subscription that was away, or is too slow for the history, reads the log itself and then joins the hub; one that wants the current
 //! rows first gets them from a [`snapshot`]. The [`server`] accepts connections and hands them to subscribers. Those of `/listen` are
 //! served by [`listen`], which has nothing to do with the log.
 //!
 //! ```text
-//! main ─► run ─┬─► server ─► subscriber ─┬─► hub ─► protocol ─► change
-//!              │                         ├─► snapshot ─► log
-//!              │                         └─► log ────────────► change
+//! main ─► run ─┬─► server ─┬─► subscriber ─┬─► subscription ─┬─► hub ─┬─► protocol ─► selection ─► filter ─► change
+//!              │           └─► plain ──────┤                 │        └─► table
+//!              │                           └─► outbox        ├─► snapshot ─► log
+//!              │                                             └─► log ─► table, change
 //!              └─► feed ─┬─► role ─► listener
 //!                        ├─► log
 //!                        └─► hub

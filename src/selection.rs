@@ -143,7 +143,8 @@ impl Selection {
 
 impl Pick {
     fn route(&self) -> Option<(&Column, Route)> {
-        let route = self.filter.as_ref()?.route()?;
+        // One that takes no value at all is to hear of a truncate like all others.
+        let route = self.filter.as_ref()?.route().filter(|route| !route.keys.is_empty())?;
         Some((self.watched.column(&route.column)?, route))
     }
 }

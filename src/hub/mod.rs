@@ -225,7 +225,7 @@ impl State {
         let topic = Arc::new(Topic::new(kind, head, self.unfinished));
         let id = self.next_topic;
         self.next_topic += 1;
-        self.routes.change(kind, id, true);
+        self.routes.add(kind, id);
         if self.unfinished {
             self.owed.insert(id);
         }
@@ -237,7 +237,7 @@ impl State {
     fn remove(&mut self, id: TopicId) -> Option<Arc<Topic>> {
         let (kind, topic) = self.topics.remove(&id)?;
         self.kinds.remove(&kind);
-        self.routes.change(&kind, id, false);
+        self.routes.remove(&kind, id);
         self.owed.remove(&id);
         Some(topic)
     }
@@ -255,7 +255,7 @@ impl State {
         let mut found = Vec::new();
         for part in parts {
             found.clear();
-            part.changes.iter().for_each(|change| self.routes.find(change, &mut found));
+            self.routes.find(part, &mut found);
             found.extend(&self.owed);
             match part.part.last {
                 true => self.owed.clear(),
@@ -303,6 +303,7 @@ impl State {
 mod tests {
     use super::*;
     use crate::change::{Change, Op, Table, TableName};
+    use crate::filter;
     use crate::selection::{Draft, Wish};
 
     fn cursor(position: Position) -> Cursor {
@@ -331,12 +332,22 @@ mod tests {
         let watch = ["a", "b", "quiet", "busy"].iter().position(|other| *other == name).expect("one of these") as i32;
         let name = TableName::new("public", name);
         let table = Arc::new(Table { watch, name, key: None, partitioned: false, active: true });
-        Arc::new(Watched { table, columns: Vec::new(), fingerprint: String::new() })
+        let column = serde_json::json!([{
+            "name": "id", "declared_type": 23, "domain": false, "modifier": -1, "base": "int4", "type_name": "integer",
+            "is_enum": false, "labels": null, "collation": 0, "collation_of": null, "database": null, "encoding": "UTF8"
+        }]);
+        let columns = filter::columns(&column.to_string()).expect("columns");
+        Arc::new(Watched { table, columns, fingerprint: String::new() })
     }
 
     fn kind(table: &str) -> Kind {
+        filtered(table, None)
+    }
+
+    fn filtered(table: &str, filter: Option<&str>) -> Kind {
+        let filter = filter.map(|filter| filter::parse(filter).expect("a filter"));
         let tables = Tables::from([(watched(table).table.watch, watched(table))]);
-        let wish = Wish { tables: Some(&[table.to_owned()]), ..Wish::default() };
+        let wish = Wish { tables: Some(&[table.to_owned()]), filter: filter.as_ref(), columns: None };
         let selection = Draft::new(wish, &tables).and_then(|draft| draft.bind(vec![None])).expect("a watched table");
         Kind { selection, form: Form::Feed }
     }
@@ -473,6 +484,57 @@ mod tests {
         hub.beat();
 
         assert_eq!(hub.size().1, 0);
+    }
+
+    #[test]
+    fn those_who_want_certain_values_hear_of_a_truncate_too_and_leave_no_trace() {
+        let hub = hub(1 << 20);
+        for filter in ["id.eq.7", "id.in.(1,2,3)", "id.in.()", "and(id.eq.1,id.gt.0)"] {
+            let mut joined = hub.join(&filtered("a", Some(filter))).expect("a head");
+            let position = hub.head().expect("a head").cursor.position + 1;
+
+            hub.publish(&[whole(position, "a")]);
+
+            assert_eq!(taken(&mut joined).len(), 1, "{filter}");
+        }
+        hub.beat();
+
+        assert_eq!(hub.size().1, 0);
+        assert!(hub.lock().routes.is_empty());
+    }
+
+    #[test]
+    fn a_row_without_the_column_that_is_asked_for_is_a_reset_for_those_who_ask() {
+        let hub = hub(1 << 20);
+        let asking = hub.join(&filtered("a", Some("id.eq.7"))).expect("a head");
+        let mut all = hub.join(&kind("a")).expect("a head");
+        let row = serde_json::value::RawValue::from_string(r#"{"number":7}"#.to_owned()).expect("JSON");
+        let change = Change::new(1, watched("a").table.clone(), Op::Insert, None, Some(row));
+
+        hub.publish(&[Part { changes: vec![change], ..whole(1, "a") }]);
+
+        assert!(matches!(asking.topic.take(asking.next), News::Reset(reason) if &*reason == SCHEMA));
+        assert_eq!(taken(&mut all).len(), 1);
+    }
+
+    #[test]
+    fn who_follows_a_table_that_was_altered_is_reset_and_nobody_else() {
+        let hub = hub(1 << 20);
+        let tables =
+            |names: &[&str]| names.iter().map(|name| (watched(name).table.watch, watched(name))).collect::<Tables>();
+        hub.hold(&tables(&["a", "b"]));
+        let (a, b) = (hub.join(&kind("a")).expect("a head"), hub.join(&kind("b")).expect("a head"));
+        let everything = Kind { selection: Default::default(), form: Form::Feed };
+        let everything = hub.join(&everything).expect("a head");
+
+        hub.hold(&tables(&["a", "b", "quiet"]));
+        let more = matches!(everything.topic.take(everything.next), News::Nothing);
+        hub.hold(&tables(&["b", "quiet"]));
+
+        assert!(more, "another table is no reason");
+        assert!(matches!(a.topic.take(a.next), News::Reset(_)));
+        assert!(matches!(everything.topic.take(everything.next), News::Reset(_)));
+        assert!(matches!(b.topic.take(b.next), News::Nothing));
     }
 
     #[test]

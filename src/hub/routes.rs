@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::change::{Op, View};
+use crate::change::{Op, Opened, View};
 use crate::filter::{Column, IndexKey};
 use crate::protocol::Kind;
 
@@ -28,40 +28,74 @@ struct OfTable {
 }
 
 impl Routes {
-    /// Sends the topic what its kind may want, or does so no longer.
-    pub fn change(&mut self, kind: &Kind, topic: TopicId, present: bool) {
-        let set = |topics: &mut HashSet<TopicId>| match present {
-            true => topics.insert(topic),
-            false => topics.remove(&topic),
-        };
+    /// Sends the topic what its kind may want.
+    pub fn add(&mut self, kind: &Kind, topic: TopicId) {
         if kind.selection.is_everything() {
-            set(&mut self.everything);
+            self.everything.insert(topic);
         }
         for (watch, route) in kind.selection.routes() {
             let table = self.tables.entry(watch).or_default();
-            match route {
-                None => drop(set(&mut table.always)),
-                Some((column, route)) => {
-                    let keyed = table.keyed.entry(column.clone()).or_default();
-                    for key in route.keys {
-                        set(keyed.entry(key).or_default());
+            let Some((column, route)) = route else {
+                table.always.insert(topic);
+                continue;
+            };
+            let keyed = table.keyed.entry(column.clone()).or_default();
+            for key in route.keys {
+                keyed.entry(key).or_default().insert(topic);
+            }
+        }
+    }
+
+    /// Sends the topic nothing more.
+    pub fn remove(&mut self, kind: &Kind, topic: TopicId) {
+        self.everything.remove(&topic);
+        for (watch, route) in kind.selection.routes() {
+            let Some(table) = self.tables.get_mut(&watch) else { continue };
+            table.always.remove(&topic);
+            if let Some((column, route)) = route
+                && let Some(keyed) = table.keyed.get_mut(column)
+            {
+                for key in route.keys {
+                    // Only what became empty goes: there may be very many keys.
+                    if keyed.get_mut(&key).is_some_and(|topics| topics.remove(&topic) && topics.is_empty()) {
+                        keyed.remove(&key);
                     }
-                    keyed.retain(|_, topics| !topics.is_empty());
+                }
+                if keyed.is_empty() {
+                    table.keyed.remove(column);
                 }
             }
-            table.keyed.retain(|_, keyed| !keyed.is_empty());
             if table.always.is_empty() && table.keyed.is_empty() {
                 self.tables.remove(&watch);
             }
         }
     }
 
-    /// Appends the topics that may want the change, some of them twice.
-    pub fn find(&self, change: &View<'_>, found: &mut Vec<TopicId>) {
+    /// Whether nobody wants anything.
+    #[cfg(test)]
+    pub fn is_empty(&self) -> bool {
+        self.everything.is_empty() && self.tables.is_empty()
+    }
+
+    /// Appends the topics that may want some of the part's changes; those that want certain values, once for each.
+    pub fn find(&self, part: &Opened<'_>, found: &mut Vec<TopicId>) {
         found.extend(&self.everything);
-        let Some(table) = self.tables.get(&change.change.table.watch) else { return };
-        found.extend(&table.always);
-        for (column, keyed) in &table.keyed {
+        let mut tables: Vec<i32> = Vec::new();
+        for change in &part.changes {
+            let watch = change.change.table.watch;
+            let Some(table) = self.tables.get(&watch) else { continue };
+            if !tables.contains(&watch) {
+                tables.push(watch);
+                found.extend(&table.always);
+            }
+            table.find_keyed(change, found);
+        }
+    }
+}
+
+impl OfTable {
+    fn find_keyed(&self, change: &View<'_>, found: &mut Vec<TopicId>) {
+        for (column, keyed) in &self.keyed {
             if change.change.op == Op::Truncate {
                 found.extend(keyed.values().flatten());
             }

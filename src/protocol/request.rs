@@ -21,7 +21,7 @@ pub enum From {
 pub enum OnReset {
     /// A fresh snapshot.
     Snapshot,
-    /// [`Close::CursorGone`].
+    /// [`super::Close::CursorGone`].
     Close,
 }
 

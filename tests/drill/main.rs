@@ -38,7 +38,8 @@ use tokio_util::sync::CancellationToken;
 use crate::faults::Stage;
 use crate::gateways::Gateway;
 use crate::oracles::{Entry, Evidence, Outcome, judge};
-use crate::reader::Reader;
+use crate::reader::{Reader, Wish};
+use crate::story::position_of;
 use crate::writers::{Desk, WATCHED};
 
 /// Breaks everything on purpose, and checks that nothing is lost, told twice or out of order.
@@ -64,6 +65,22 @@ struct Arguments {
 /// The tables of those readers that do not ask for all.
 const MONEY: &[&str] = &["public.account", "public.vault", "public.marker"];
 const JOURNAL: &[&str] = &["public.journal", "public.marker"];
+const ACCOUNT: &[&str] = &["public.account"];
+/// What the readers ask for. The rows of the last two come and go: each transfer changes `n`, and keys are swapped.
+const WISHES: [Wish; 8] = [
+    Wish { name: "all-0", tables: None, filter: None },
+    Wish { name: "all-1", tables: None, filter: None },
+    Wish { name: "all-2", tables: None, filter: None },
+    Wish { name: "all-3", tables: None, filter: None },
+    Wish { name: "money", tables: Some(MONEY), filter: None },
+    Wish { name: "journal", tables: Some(JOURNAL), filter: None },
+    Wish { name: "rich", tables: Some(ACCOUNT), filter: Some(("or(n.gte.1000,id.lte.3)", is_rich)) },
+    Wish {
+        name: "some",
+        tables: Some(ACCOUNT),
+        filter: Some(("and(id.in.(5,7,9,60,61,62,63,64),n.neq.0)", is_one_of_some)),
+    },
+];
 /// Tables with one sum.
 const BALANCED: [&str; 2] = ["public.account", "public.vault"];
 
@@ -99,6 +116,26 @@ async fn main() -> ExitCode {
     let ok = violations.is_empty();
     println!("drill: --seconds {} --seed {seed}: {}", arguments.seconds, if ok { "no violation" } else { "FAILED" });
     if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+#[derive(serde::Deserialize)]
+struct Account {
+    id: i64,
+    n: i64,
+}
+
+fn account(row: &str) -> Account {
+    serde_json::from_str(row).expect("a row of account")
+}
+
+fn is_rich(row: &str) -> bool {
+    let Account { id, n } = account(row);
+    n >= 1000 || id <= 3
+}
+
+fn is_one_of_some(row: &str) -> bool {
+    let Account { id, n } = account(row);
+    [5, 7, 9, 60, 61, 62, 63, 64].contains(&id) && n != 0
 }
 
 /// A statement that has retention forget what is at or before this position.
@@ -157,18 +194,11 @@ impl Drill {
         }
         let gateways = Arc::new(gateways);
         let end = CancellationToken::new();
-        let kinds: [(&str, Option<&'static [&'static str]>); 6] = [
-            ("all-0", None),
-            ("all-1", None),
-            ("all-2", None),
-            ("all-3", None),
-            ("money", Some(MONEY)),
-            ("journal", Some(JOURNAL)),
-        ];
         let mut random = Rng::with_seed(seed);
-        let readers = kinds.into_iter().map(|(name, wants)| {
-            let balanced = if name == "journal" { vec![] } else { BALANCED.to_vec() };
-            Reader::start(name.to_owned(), wants, balanced, gateways.clone(), random.u64(..), end.clone())
+        let readers = WISHES.into_iter().map(|wish| {
+            let whole = wish.filter.is_none() && wish.tables != Some(JOURNAL);
+            let balanced = if whole { BALANCED.to_vec() } else { vec![] };
+            Reader::start(wish, balanced, gateways.clone(), random.u64(..), end.clone())
         });
         let readers = readers.collect();
         let stage =
@@ -271,6 +301,8 @@ impl Drill {
         // After all others.
         ledger.push(Entry { tx, issued: u64::MAX - 1, returned: u64::MAX, outcome: Outcome::Committed });
         let marker = format!("{{\"round\":{}}}", self.round);
+        // Who does not ask for markers has come as far as the others, by its cursor.
+        let mut far = i64::MAX;
         loop {
             let lagging: Vec<String> = self
                 .stage
@@ -278,7 +310,12 @@ impl Drill {
                 .iter()
                 .filter_map(|reader| {
                     let story = reader.story.lock().unwrap();
-                    let there = story.tables.get("public.marker").is_some_and(|rows| rows.contains_key(&*marker));
+                    let position = story.cursor.as_deref().map_or(-1, position_of);
+                    let marked = story.tables.get("public.marker").is_some_and(|rows| rows.contains_key(&*marker));
+                    if marked {
+                        far = far.min(position);
+                    }
+                    let there = marked || (story.takes.is_some() && position >= far);
                     let told = format!("{} stands at {:?}", story.name, story.cursor);
                     (!(there && story.ready && story.cursor.is_some())).then_some(told)
                 })

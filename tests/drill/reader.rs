@@ -23,6 +23,16 @@ const RETRY_MAX_MS: u64 = 300;
 /// The codes after which a client is to come back; any other is a violation.
 const RECONNECT: [u16; 4] = [1001, 1006, 1011, 4408];
 
+/// What a reader asks for.
+#[derive(Clone, Copy)]
+pub struct Wish {
+    pub name: &'static str,
+    /// The tables; none means all.
+    pub tables: Option<&'static [&'static str]>,
+    /// Which of their rows: as a parameter of the address, and as it should be judged.
+    pub filter: Option<(&'static str, fn(&str) -> bool)>,
+}
+
 /// A reader and what it was told so far.
 pub struct Reader {
     pub story: Arc<Mutex<Story>>,
@@ -35,25 +45,24 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// A reader of these tables, which listens until `stop`.
+    /// A reader that listens until `stop`.
     pub fn start(
-        name: String,
-        wants: Option<&'static [&'static str]>,
+        wish: Wish,
         balanced: Vec<&'static str>,
         gateways: Arc<Vec<Gateway>>,
         seed: u64,
         stop: CancellationToken,
     ) -> Reader {
+        let takes = wish.filter.map(|(_, takes)| takes);
         let reader = Reader {
-            story: Arc::new(Mutex::new(Story::new(name, balanced))),
-            wants,
+            story: Arc::new(Mutex::new(Story::new(wish.name, balanced).filtered(takes))),
+            wants: wish.tables,
             frozen: watch::Sender::new(false),
             connections: Arc::default(),
         };
         let line = Line {
             story: reader.story.clone(),
-            tables: wants
-                .map_or_else(String::new, |tables| format!("table={}", tables.join(",").replace("public.", ""))),
+            selection: wish.selection(),
             frozen: reader.frozen.subscribe(),
             connections: reader.connections.clone(),
             gateways,
@@ -63,9 +72,17 @@ impl Reader {
     }
 }
 
+impl Wish {
+    fn selection(&self) -> String {
+        let tables = self.tables.map(|tables| format!("table={}", tables.join(",").replace("public.", "")));
+        let filter = self.filter.map(|(filter, _)| format!("where={filter}"));
+        tables.into_iter().chain(filter).collect::<Vec<_>>().join("&")
+    }
+}
+
 struct Line {
     story: Arc<Mutex<Story>>,
-    tables: String,
+    selection: String,
     frozen: watch::Receiver<bool>,
     connections: Arc<Mutex<u64>>,
     gateways: Arc<Vec<Gateway>>,
@@ -82,7 +99,7 @@ impl Line {
 
     async fn one_connection(&mut self, gateway: usize) {
         let from = self.story.lock().unwrap().cursor.clone().unwrap_or_else(|| "snapshot".to_owned());
-        let url = format!("ws://{}/v1/feed?from={from}&{}", self.gateways[gateway].clients.address, self.tables);
+        let url = format!("ws://{}/v1/feed?from={from}&{}", self.gateways[gateway].clients.address, self.selection);
         let config = WebSocketConfig::default().max_message_size(None).max_frame_size(None);
         let connecting = tokio_tungstenite::connect_async_with_config(&url, Some(config), true);
         let Ok(Ok((mut socket, _))) = timeout(CONNECT_PATIENCE, connecting).await else { return };

@@ -42,6 +42,8 @@ pub struct Change<'a> {
     pub new: Option<&'a RawValue>,
     #[serde(default, borrow)]
     pub old: Option<&'a RawValue>,
+    #[serde(default, rename = "match")]
+    pub matched: Option<&'a str>,
 }
 
 /// A commit as a reader was told of it.
@@ -80,6 +82,8 @@ pub struct Story {
     pub name: String,
     /// The tables that have to keep one sum of their columns `n`, in every commit.
     pub balanced: Vec<&'static str>,
+    /// Which rows belong to the filter that the reader asked with.
+    pub takes: Option<fn(&str) -> bool>,
     pub tables: HashMap<String, Rows>,
     pub runs: Vec<Run>,
     pub violations: Vec<String>,
@@ -102,11 +106,17 @@ struct Owned {
     table: String,
     old: Option<Box<str>>,
     new: Option<Box<str>>,
+    matched: Option<String>,
 }
 
 impl Story {
     pub fn new(name: impl Into<String>, balanced: Vec<&'static str>) -> Story {
         Story { name: name.into(), balanced, ..Story::default() }
+    }
+
+    /// The story of a reader whose filter takes these rows.
+    pub fn filtered(self, takes: Option<fn(&str) -> bool>) -> Story {
+        Story { takes, ..self }
     }
 
     /// A new connection goes on where the last whole commit ended, or from the beginning.
@@ -189,19 +199,44 @@ impl Story {
     }
 
     fn apply(&mut self, change: &Owned, cursor: &str) {
+        self.check_match(change, cursor);
         if change.op == "truncate" {
             let rows = self.tables.remove(&change.table).unwrap_or_default();
             if self.balanced.contains(&change.table.as_str()) {
                 self.sum -= rows.iter().map(|(row, count)| n_of(row) * i64::from(*count)).sum::<i64>();
             }
         }
-        if let Some(old) = &change.old
+        // A row that enters was not in the copy, one that leaves does not stay there.
+        let (enters, leaves) = (change.matched.as_deref() == Some("enter"), change.matched.as_deref() == Some("leave"));
+        if let Some(old) = change.old.as_ref().filter(|_| !enters)
             && !self.remove(&change.table, old)
         {
             self.wrong(format!("{cursor}: {} of {}: the copy has no such row: {old:.300}", change.op, change.table));
         }
-        if let Some(new) = &change.new {
+        if let Some(new) = change.new.as_ref().filter(|_| !leaves) {
             self.insert(&change.table, new);
+        }
+    }
+
+    /// What the change says of the filter is so.
+    fn check_match(&mut self, change: &Owned, cursor: &str) {
+        let Some(takes) = self.takes.filter(|_| change.op != "truncate") else {
+            if change.matched.is_some() {
+                self.wrong(format!("{cursor}: a match where there is no filter"));
+            }
+            return;
+        };
+        let before = change.old.as_deref().is_some_and(takes);
+        let after = change.new.as_deref().is_some_and(takes);
+        let due = match (before, after) {
+            (false, true) => Some("enter"),
+            (true, false) => Some("leave"),
+            (true, true) => Some("stay"),
+            (false, false) => None,
+        };
+        if change.matched.as_deref() != due {
+            let (old, new) = (&change.old, &change.new);
+            self.wrong(format!("{cursor}: match {:?} where {due:?} was due: {old:.200?} {new:.200?}", change.matched));
         }
     }
 
@@ -267,7 +302,13 @@ impl Story {
 impl Owned {
     fn of(change: &Change<'_>) -> Owned {
         let text = |row: Option<&RawValue>| row.map(|row| row.get().into());
-        Owned { op: change.op.to_owned(), table: change.table.to_owned(), old: text(change.old), new: text(change.new) }
+        Owned {
+            op: change.op.to_owned(),
+            table: change.table.to_owned(),
+            old: text(change.old),
+            new: text(change.new),
+            matched: change.matched.map(str::to_owned),
+        }
     }
 }
 
