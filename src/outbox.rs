@@ -6,7 +6,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
 use crate::config::OUTBOX_BYTES_MAX;
 use crate::protocol;
@@ -21,7 +21,7 @@ pub struct Outbox {
     news: Notify,
     /// Told when it was emptied. Every subscription may listen.
     room: Notify,
-    reading: Arc<Semaphore>,
+    reading: Semaphore,
 }
 
 impl Default for Outbox {
@@ -30,7 +30,7 @@ impl Default for Outbox {
             waiting: Mutex::default(),
             news: Notify::new(),
             room: Notify::new(),
-            reading: Arc::new(Semaphore::new(READING_MAX)),
+            reading: Semaphore::new(READING_MAX),
         }
     }
 }
@@ -50,24 +50,35 @@ impl Outbox {
         self.news.notify_one();
     }
 
-    /// Puts whole frames in once less than [`OUTBOX_BYTES_MAX`] bytes wait there. They count as one, however large.
-    pub async fn put(&self, frames: impl IntoIterator<Item = Bytes>) {
+    /// Puts whole frames in where less than [`OUTBOX_BYTES_MAX`] bytes wait there, however large they are; else gives them back.
+    fn try_put(&self, chunks: Vec<Bytes>) -> Result<(), Vec<Bytes>> {
+        let mut waiting = self.lock();
+        if waiting.bytes >= OUTBOX_BYTES_MAX {
+            return Err(chunks);
+        }
+        waiting.bytes += chunks.iter().map(Bytes::len).sum::<usize>();
+        waiting.frames.extend(chunks.into_iter().filter(|frames| !frames.is_empty()));
+        self.news.notify_one();
+        Ok(())
+    }
+
+    /// Puts whole frames in, waiting while it is full.
+    async fn put(&self, mut chunks: Vec<Bytes>) {
         loop {
             // Before the look, so that room that is made in between is noticed.
             let room = self.room.notified();
-            {
-                let mut waiting = self.lock();
-                if waiting.bytes < OUTBOX_BYTES_MAX {
-                    for frames in frames.into_iter().filter(|frames| !frames.is_empty()) {
-                        waiting.bytes += frames.len();
-                        waiting.frames.push(frames);
-                    }
-                    self.news.notify_one();
-                    return;
-                }
+            match self.try_put(chunks) {
+                Ok(()) => return,
+                Err(back) => chunks = back,
             }
             room.await;
         }
+    }
+
+    /// Waits for leave to read rows or the log, which few subscriptions of one client do at the same time.
+    pub async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        // Nobody closes the semaphore.
+        self.reading.acquire().await.ok()
     }
 
     /// Waits until nothing is in it: for those who would have to hold what they fetch for the client until then.
@@ -120,23 +131,34 @@ impl Outlet {
         self.sub.as_deref()
     }
 
-    /// Sends whole frames, waiting while the client is behind.
-    pub async fn send(&self, frames: Bytes) {
-        self.send_all([frames]).await;
+    /// Where all subscriptions of the client put their frames.
+    pub fn outbox(&self) -> Arc<Outbox> {
+        self.outbox.clone()
     }
 
-    /// Sends whole frames in this order.
-    pub async fn send_all(&self, chunks: impl IntoIterator<Item = Bytes>) {
-        match &self.sub {
-            None => self.outbox.put(chunks).await,
-            Some(sub) => self.outbox.put(chunks.into_iter().map(|frames| protocol::tagged(&frames, sub))).await,
+    /// Sends whole frames, waiting while the client is behind.
+    pub async fn send(&self, frames: Bytes) {
+        self.send_all(vec![frames]).await;
+    }
+
+    /// Sends whole frames in this order, waiting while the client is behind.
+    pub async fn send_all(&self, chunks: Vec<Bytes>) {
+        self.outbox.put(self.tag(chunks)).await;
+    }
+
+    /// Sends whole frames in this order where the client is not behind; else gives them back as they were.
+    pub fn try_send_all(&self, chunks: Vec<Bytes>) -> Result<(), Vec<Bytes>> {
+        match self.sub {
+            None => self.outbox.try_put(chunks),
+            Some(_) => self.outbox.try_put(self.tag(chunks.clone())).map_err(|_| chunks),
         }
     }
 
-    /// Waits for leave to read rows or the log, which few subscriptions of one client do at the same time.
-    pub async fn turn(&self) -> Option<OwnedSemaphorePermit> {
-        // Nobody closes the semaphore.
-        self.outbox.reading.clone().acquire_owned().await.ok()
+    fn tag(&self, chunks: Vec<Bytes>) -> Vec<Bytes> {
+        match &self.sub {
+            None => chunks,
+            Some(sub) => chunks.iter().map(|frames| protocol::tagged(frames, sub)).collect(),
+        }
     }
 
     /// Waits until the client took everything.

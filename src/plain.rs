@@ -51,7 +51,7 @@ impl Reading {
         let closes = request.on_reset == OnReset::Close;
         let outbox = Arc::new(Outbox::default());
         let outlet = Outlet::new(outbox.clone(), None);
-        let running = Box::pin(subscription::feed(request, outlet, shared.clone()));
+        let running = Box::pin(subscription::feed(Box::new(request), outlet, shared.clone()));
         let mut reading = Reading { outbox, running, ended: false, taken: VecDeque::new() };
         tokio::select! {
             () = reading.fill() => {}

@@ -106,7 +106,7 @@ pub fn run(socket: Socket, spoken: Spoken, shared: Arc<Shared>) -> impl Future<O
         Spoken::Feed(request) => {
             subscriber.outbox.push(protocol::hello(subscriber.shared.config.heartbeat.as_millis() as u64));
             if let Some(request) = request {
-                subscriber.add(None, request);
+                subscriber.add(None, Box::new(request));
             }
         }
         Spoken::SwitchStatus => {
@@ -187,7 +187,7 @@ impl Subscriber {
     }
 
     /// Begins a subscription of the feed.
-    fn add(&mut self, sub: Sub, request: Request) {
+    fn add(&mut self, sub: Sub, request: Box<Request>) {
         let serving = subscription::feed(request, self.outlet(sub.clone()), self.shared.clone());
         self.drive(sub, serving);
     }
@@ -237,7 +237,7 @@ impl Subscriber {
         let refusal = match message {
             Message::Ping(id) => return self.outbox.push(protocol::pong(id)),
             Message::Subscribe(id, request) => match self.admit(&id) {
-                Ok(sub) => return self.add(Some(sub), *request),
+                Ok(sub) => return self.add(Some(sub), request),
                 Err((code, mistake)) => (code, mistake, Some(id)),
             },
             Message::Unsubscribe(id) => {

@@ -86,7 +86,7 @@ impl std::convert::From<anyhow::Error> for End {
 }
 
 /// Serves what was asked for until that cannot go on.
-pub async fn feed(request: Request, outlet: Outlet, shared: Arc<Shared>) -> Ended {
+pub async fn feed(request: Box<Request>, outlet: Outlet, shared: Arc<Shared>) -> Ended {
     let kind = Kind { selection: Selection::default(), form: Form::Feed };
     let mut subscription = Box::new(Subscription { kind, shared, outlet, last: None, life: 0, altered: None });
     subscription.serve(request).await
@@ -97,7 +97,11 @@ pub async fn switch_status(outlet: Outlet, shared: Arc<Shared>) -> Ended {
     let mut subscription =
         Box::new(Subscription { kind: Kind::switch_status(), shared, outlet, last: None, life: 0, altered: None });
     loop {
-        match subscription.follow_from(None).await {
+        let end = match Box::pin(subscription.begin_now()).await {
+            Ok(joined) => subscription.follow(joined).await,
+            Err(end) => end,
+        };
+        match end {
             // This stream has no positions to lose: it goes on with what comes next.
             End::Reset { .. } => {}
             End::Wrong(what) => unreachable!("nothing was asked for: {what}"),
@@ -110,42 +114,62 @@ pub async fn switch_status(outlet: Outlet, shared: Arc<Shared>) -> Ended {
 }
 
 impl Subscription {
-    async fn serve(&mut self, request: Request) -> Ended {
+    // What is rare is on the heap, here and below, so that one that is idle is small.
+    async fn serve(&mut self, request: Box<Request>) -> Ended {
         let mut from = request.from.clone();
         loop {
-            let end = match Box::pin(self.start(&request, &from)).await {
-                Ok(start) => self.follow_from(Some(start)).await,
+            let end = match Box::pin(self.arrive(&request, &from)).await {
+                Ok(joined) => self.follow(joined).await,
                 Err(end) => end,
             };
-            match end {
-                End::Reset { reason, oldest } => {
-                    self.altered = (*reason == *hub::SCHEMA).then(Instant::now);
-                    self.send(protocol::reset(&reason, oldest)).await;
-                    if request.on_reset == OnReset::Close {
-                        if self.outlet.sub().is_some() {
-                            // The connection goes on; without a word the client would wait for rows.
-                            let remedy =
-                                "the cursor cannot be served, and on_reset=close was asked for; subscribe anew";
-                            self.refuse("cursor_gone", remedy).await;
-                        }
-                        return Ended::CursorGone;
-                    }
-                    self.last = None;
-                    from = From::Snapshot;
+            if let Some(ended) = Box::pin(self.tell_end(end, request.on_reset)).await {
+                return ended;
+            }
+            from = From::Snapshot;
+        }
+    }
+
+    /// Tells the client why the subscription cannot go on as it is. None where it begins anew.
+    async fn tell_end(&mut self, end: End, on_reset: OnReset) -> Option<Ended> {
+        match end {
+            End::Reset { reason, oldest } => {
+                self.altered = (*reason == *hub::SCHEMA).then(Instant::now);
+                self.send(protocol::reset(&reason, oldest)).await;
+                self.last = None;
+                if on_reset == OnReset::Snapshot {
+                    return None;
                 }
-                End::Wrong(mistake) => {
-                    self.refuse("bad_request", &mistake).await;
-                    return Ended::Wrong;
+                if self.outlet.sub().is_some() {
+                    // The connection goes on; without a word the client would wait for rows.
+                    let remedy = "the cursor cannot be served, and on_reset=close was asked for; subscribe anew";
+                    self.refuse("cursor_gone", remedy).await;
                 }
-                End::Failed(error) => {
-                    tracing::warn!("a subscriber could not be served: {error:#}");
-                    let message =
-                        format!("{error:#}; reconnect, and if it stays so let the operator run \"switchboard check\"");
-                    self.refuse("failed", &message).await;
-                    return Ended::Failed;
-                }
+                Some(Ended::CursorGone)
+            }
+            End::Wrong(mistake) => {
+                self.refuse("bad_request", &mistake).await;
+                Some(Ended::Wrong)
+            }
+            End::Failed(error) => {
+                tracing::warn!("a subscriber could not be served: {error:#}");
+                let message =
+                    format!("{error:#}; reconnect, and if it stays so let the operator run \"switchboard check\"");
+                self.refuse("failed", &message).await;
+                Some(Ended::Failed)
             }
         }
+    }
+
+    /// Sends everything up to `ready`, and says where in the hub it stands then.
+    async fn arrive(&mut self, request: &Request, from: &From) -> Result<Joined, End> {
+        let Start { place, skip, joined } = self.start(request, from).await?;
+        let joined = match joined {
+            Some(joined) => joined,
+            None => self.catch_up(place, skip).await?,
+        };
+        self.send(protocol::ready(self.last, joined.last)).await;
+        self.last = Some(joined.last);
+        Ok(joined)
     }
 
     /// Says why the subscription ends, under the `id` of the message that asked for it.
@@ -169,7 +193,8 @@ impl Subscription {
             }
             From::Cursor(text) => self.resume(text, head).await,
             From::Snapshot => {
-                let _turn = self.outlet.turn().await;
+                let outbox = self.outlet.outbox();
+                let _turn = outbox.turn().await;
                 self.send_rows(head).await
             }
         }
@@ -261,42 +286,6 @@ impl Subscription {
         }
     }
 
-    /// Follows the stream from here until it cannot go on. `None`: from now on, and without a word about it.
-    async fn follow_from(&mut self, start: Option<Start>) -> End {
-        let announce = start.is_some();
-        let (mut place, mut joined, mut skip) = match start {
-            Some(start) => (start.place, start.joined, start.skip),
-            None => match self.begin_now().await {
-                Ok(joined) => (Place::after(joined.head.cursor.position), Some(joined), None),
-                Err(end) => return end,
-            },
-        };
-        let mut ready = false;
-        loop {
-            let at = match joined.take() {
-                Some(joined) => joined,
-                None => match Box::pin(self.catch_up(place, skip.take())).await {
-                    Ok(joined) => joined,
-                    Err(end) => return end,
-                },
-            };
-            let splice = match ready {
-                false => Some(protocol::ready(self.last, at.last)),
-                true if self.last != Some(at.last) => Some(protocol::position(self.last, at.last)),
-                true => None,
-            };
-            self.last = Some(at.last);
-            if let Some(frame) = splice.filter(|_| announce) {
-                self.send(frame).await;
-            }
-            ready = true;
-            match self.follow(at).await {
-                Ok(behind) => place = behind,
-                Err(end) => return end,
-            }
-        }
-    }
-
     /// Reads the log from `place` until the hub goes on from there, leaving out what `skip` already saw.
     async fn catch_up(&mut self, mut place: Place, skip: Option<Visible>) -> Result<Joined, End> {
         let mut encoder = Encoder::new(self.kind.clone(), self.last);
@@ -319,7 +308,8 @@ impl Subscription {
                 continue;
             }
             let until = joined.head.cursor.position.max(place.whole());
-            let _turn = self.outlet.turn().await;
+            let outbox = self.outlet.outbox();
+            let _turn = outbox.turn().await;
             while place < Place::after(until) {
                 self.outlet.emptied().await;
                 let (shared, known) = (self.shared.clone(), joined.head.cursor);
@@ -344,25 +334,42 @@ impl Subscription {
         }
     }
 
-    /// Follows the hub. Returns how far that went when the hub no longer has what comes next.
-    async fn follow(&mut self, joined: Joined) -> Result<Place, End> {
+    /// Follows the hub until that cannot go on, through the log where the hub no longer has what comes next.
+    async fn follow(&mut self, mut joined: Joined) -> End {
         let mut place = Place::after(joined.head.cursor.position);
-        let mut next = joined.next;
         let mut news = joined.topic.news();
         loop {
             news.mark_unchanged();
-            match joined.topic.take(next) {
+            match joined.topic.take(joined.next) {
                 // An error says that the topic is gone; this subscription holds it.
                 News::Nothing => drop(news.changed().await),
-                News::Chunks { chunks, next: following, place: end, last } => {
-                    self.outlet.send_all(chunks).await;
-                    (next, place) = (following, end);
-                    self.last = Some(last);
+                News::Chunks { chunks, next, place: end, last } => {
+                    if let Err(chunks) = self.outlet.try_send_all(chunks) {
+                        Box::pin(self.outlet.send_all(chunks)).await;
+                    }
+                    (joined.next, place, self.last) = (next, end, Some(last));
                 }
-                News::Behind => return Ok(place),
-                News::Reset(reason) => return Err(End::Reset { reason, oldest: None }),
+                News::Behind => match Box::pin(self.rejoin(place)).await {
+                    Ok(again) => {
+                        place = Place::after(again.head.cursor.position);
+                        joined = again;
+                        news = joined.topic.news();
+                    }
+                    Err(end) => return end,
+                },
+                News::Reset(reason) => return End::Reset { reason, oldest: None },
             }
         }
+    }
+
+    /// Catches up, and splices the chain of the hub onto what was sent.
+    async fn rejoin(&mut self, place: Place) -> Result<Joined, End> {
+        let joined = self.catch_up(place, None).await?;
+        if self.last != Some(joined.last) && self.kind.form == Form::Feed {
+            self.send(protocol::position(self.last, joined.last)).await;
+        }
+        self.last = Some(joined.last);
+        Ok(joined)
     }
 
     /// Waits until the hub knows where the log ends, and follows its positions from then on.
