@@ -67,7 +67,7 @@ export type RowsChanged<Row = AnyRow> =
   | { whole: false; keys: ReadonlyMap<string, ReadonlySet<Key>>; commit: Commit<Row> }
 
 export interface Reset {
-  reason: 'unknown' | 'epoch' | 'nonce' | 'future' | 'expired' | (string & {})
+  reason: 'unknown' | 'epoch' | 'nonce' | 'future' | 'expired' | 'schema' | (string & {})
   oldest: string | null
 }
 
@@ -102,6 +102,8 @@ export interface Feed<Row = AnyRow> {
   /** The rows of each table, by names like `public.switch`. */
   readonly tables: ReadonlyMap<string, Rows<Row>>
   readonly state: State
+  /** When the next attempt is made, in milliseconds since 1970; null unless `state` is `waiting`. */
+  readonly retryAt: number | null
   /** Of the last commit or position that is in `rows`; null before the first. */
   readonly cursor: string | null
   /** Milliseconds from the last commit, by the database's clock, to its arrival, by this one; null before the first. */

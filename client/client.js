@@ -42,6 +42,7 @@ class Feed {
 
   #socket = null
   #retryTimer
+  #retryAt
   #silenceTimer
   #silenceMs
   #heardAt
@@ -80,6 +81,8 @@ class Feed {
   }
 
   get state() { return this.#state }
+
+  get retryAt() { return this.#state === 'waiting' ? this.#retryAt : null }
 
   get lag() { return this.#at === undefined ? null : this.#arrived - Date.parse(this.#at) }
 
@@ -159,6 +162,7 @@ class Feed {
     // `online` ends the wait. That the browser says offline does not prove that a gateway nearby is out of reach.
     const wait = globalThis.navigator?.onLine === false ? most_ms : Math.random() * longest
     this.#retryTimer = setTimeout(() => this.#dial(), wait)
+    this.#retryAt = Date.now() + wait
     this.#setState('waiting')
   }
 

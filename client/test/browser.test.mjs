@@ -149,6 +149,39 @@ test('a page that was away for too long reads the rows afresh, once', async t =>
   assert.deepEqual({ whole, resets }, { whole: 2, resets: ['expired'] })
 })
 
+test('with a filter and columns a page has what fits, as it comes and goes, and hears when the filter no longer can be', async t => {
+  await gateway.table('filtered', 'id int primary key, level int, v text, w int', `insert into filtered values (1, 1, 'one', 0), (2, 5, 'two', 0)`)
+  const { page } = await open(t, 'filtered', { where: 'level.gte.5', columns: ['v', 'level'] })
+  const has = async wanted => page.waitForFunction(wanted => JSON.stringify([...feed.rows.values()]) === wanted, JSON.stringify(wanted))
+  await has([{ id: 2, level: 5, v: 'two' }])
+
+  await gateway.sql('update filtered set level = 5 where id = 1', 'update filtered set id = 20 where id = 2')
+  await has([{ id: 1, level: 5, v: 'one' }, { id: 20, level: 5, v: 'two' }])
+  await gateway.sql('update filtered set id = 10, level = 0 where id = 1')
+  await has([{ id: 20, level: 5, v: 'two' }])
+  await gateway.sql('truncate filtered')
+  await has([])
+  await gateway.sql(`insert into filtered values (3, 6, 'three', 0)`)
+  await has([{ id: 3, level: 6, v: 'three' }])
+
+  await gateway.sql('alter table filtered rename level to height')
+  await state(page, 'closed')
+  const { commits, whole, errors, resets } = await told(page)
+  assert.deepEqual({ commits, whole, errors, resets }, { commits: 5, whole: 1, errors: ['bad_request'], resets: [] })
+})
+
+test('a page whose table gets another column name swaps to the new rows', async t => {
+  await gateway.table('renamed', 'id int primary key, v int', 'insert into renamed values (1, 5)')
+  const { page } = await open(t, 'renamed')
+
+  await gateway.sql('alter table renamed rename v to level', 'update renamed set level = 6')
+  await asSelected(page, 'renamed')
+  await page.waitForFunction(() => told.resets.length === 1)
+
+  const { whole, errors, resets } = await told(page)
+  assert.deepEqual({ whole, errors, resets }, { whole: 2, errors: [], resets: ['schema'] })
+})
+
 test('on a page of the gateway an address may be relative', async t => {
   await gateway.table('relative', 'id int primary key', 'insert into relative values (7)')
   const page = await browser.newPage()

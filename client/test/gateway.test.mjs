@@ -257,6 +257,102 @@ async function expiry(t, cursor) {
   }
 }
 
+test('with a filter there are the rows that fit it, whatever moves them', async t => {
+  await gateway.table('filtered', 'id int primary key, level int, v text',
+    `insert into filtered values (1, 1, 'one'), (2, 5, 'two'), (3, 9, 'three'), (4, 9, 'four')`)
+  const { feed, told } = follow(t, gateway.url, { table: 'filtered', where: 'level.gte.5' })
+  await feed.ready
+  assert.deepEqual([...feed.rows.keys()].sort(), [2, 3, 4])
+
+  for (const [statement, match] of [
+    ['update filtered set level = 6 where id = 1', 'enter'],
+    ['update filtered set level = 4 where id = 2', 'leave'],
+    [`update filtered set v = 'THREE' where id = 3`, 'stay'],
+    ['update filtered set id = 30 where id = 3', 'stay'],
+    ['update filtered set id = 20, level = 7 where id = 2', 'enter'],
+    ['update filtered set id = 40, level = 0 where id = 4', 'leave'],
+    [`insert into filtered values (5, 5, 'five')`, 'enter'],
+    ['delete from filtered where id = 1', 'leave'],
+    [`begin; insert into filtered values (6, 6, 'six'); truncate filtered; insert into filtered values (7, 7, 'seven'); commit`, 'enter']
+  ]) {
+    const count = told.commits.length
+    // The first of them is not for this feed.
+    await gateway.sql('update filtered set v = v where level < 5', statement)
+    await until(statement, feed, () => told.commits.length === count + 1)
+    assert.deepEqual(values(feed), (await gateway.select('filtered')).filter(({ level }) => level >= 5), statement)
+    assert.equal(told.changes.at(-1).match, match, statement)
+  }
+  assert.deepEqual([...feed.rows.keys()], [7])
+  assert.deepEqual([told.resets, told.errors], [[], []])
+})
+
+test('with columns, rows have those and the key', async t => {
+  await gateway.table('narrow', 'id int primary key, a int, b int, c int', 'insert into narrow values (1, 2, 3, 4)')
+  const { feed, told } = follow(t, gateway.url, { table: 'narrow', columns: ['c', 'a'], where: 'b.gt.0' })
+  await feed.ready
+  assert.deepEqual(values(feed), [{ id: 1, a: 2, c: 4 }])
+
+  await gateway.sql('insert into narrow values (2, 5, 6, 7)', 'update narrow set a = 9, id = 10 where id = 1', 'update narrow set b = 0 where id = 2')
+  await until('three commits', feed, () => told.commits.length === 3)
+
+  assert.deepEqual(values(feed), [{ id: 10, a: 9, c: 4 }])
+  assert.deepEqual(told.changes.map(({ match, changed }) => [match, changed]), [['enter', undefined], ['stay', ['id', 'a']], ['leave', []]])
+})
+
+test('a column that is renamed ends the feed that filters by it, and all others read the rows afresh', async t => {
+  await gateway.table('renamed', 'id int primary key, v int, w text', `insert into renamed values (1, 5, 'a')`)
+  const filtered = follow(t, gateway.url, { table: 'renamed', where: 'v.gte.3' })
+  const whole = follow(t, gateway.url, { table: 'renamed' })
+  await Promise.all([filtered.feed.ready, whole.feed.ready])
+
+  await gateway.sql('alter table renamed rename v to level')
+  await until('the end', filtered.feed, () => filtered.feed.state === 'closed')
+  await until('the reset', whole.feed, () => whole.told.resets.length === 1)
+  await gateway.sql('update renamed set level = 6')
+  await asSelected('the new rows', whole.feed, 'renamed')
+
+  const [error] = filtered.told.errors
+  assert.deepEqual([error.code, error.final, filtered.told.errors.length], ['bad_request', true, 1])
+  assert.match(error.message, /has no column "v"; its columns are "id", "level" and "w"/)
+  assert.deepEqual(values(filtered.feed), [{ id: 1, v: 5, w: 'a' }])
+  assert.deepEqual([whole.told.resets[0].reason, whole.told.errors], ['schema', []])
+  assert.deepEqual(whole.told.order.slice(0, 5), ['rows', 'ready', 'reset', 'rows', 'ready'])
+  assert.deepEqual(values(whole.feed), [{ id: 1, level: 6, w: 'a' }])
+})
+
+test('a feed whose gateway has lost PostgreSQL is stale, and then goes on', async t => {
+  await gateway.table('stale', 'id int primary key', 'insert into stale values (1)')
+  const { feed, told } = follow(t, gateway.url, { table: 'stale' })
+  await feed.ready
+
+  const giveBack = await gateway.withoutDatabase('insert into stale values (2)')
+  try {
+    await until('the news', feed, () => feed.state === 'stale')
+    assert.deepEqual([...feed.rows.keys()], [1])
+  } finally {
+    giveBack()
+  }
+  await until('the commit', feed, () => feed.state === 'live' && feed.rows.size === 2)
+
+  assert.deepEqual(told.states, ['loading', 'live', 'stale', 'live'])
+  assert.deepEqual([told.resets, told.errors, told.commits.length], [[], [], 1])
+})
+
+for (const [wrong, options, says] of [
+  ['no condition', { where: 'level.about.3' }, /"about" is no operator/],
+  ['of a column that is not there', { where: 'levle.gte.3' }, /has no column "levle"; its columns are "id", "name"/],
+  ['of a value that the type has not', { where: 'level.gte.x' }, /refuses "x" for the column "level"/]
+]) {
+  test(`a filter that is ${wrong} is the end, with a reason`, async t => {
+    const { feed, told } = follow(t, gateway.url, { table: 'switch', ...options })
+
+    await assert.rejects(feed.ready, says)
+
+    assert.equal(feed.state, 'closed')
+    assert.deepEqual(told.errors.map(({ code, final }) => [code, final]), [['bad_request', true]])
+  })
+}
+
 test('a table that is not watched is the end, with a reason', async t => {
   const { feed, told } = follow(t, gateway.url, { table: 'no_such_table' })
 

@@ -3,7 +3,7 @@
 
 import { execFile, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { chmod, mkdtemp, rm } from 'node:fs/promises'
+import { chmod, mkdtemp, readFile, rm } from 'node:fs/promises'
 import { createRequire } from 'node:module'
 import net from 'node:net'
 import { tmpdir } from 'node:os'
@@ -131,6 +131,23 @@ export class Gateway {
   async sql(...statements) {
     const { stdout } = await run(this.psql, ['-XqAt', '-v', 'ON_ERROR_STOP=1', ...statements.flatMap(text => ['-c', text]), this.database])
     return stdout.trim()
+  }
+
+  /**
+   * Takes PostgreSQL away from the gateway: its sessions are ended, and nobody gets a new one until the function that this returns is
+   * called. The statements are run meanwhile, by a session from before.
+   */
+  async withoutDatabase(...statements) {
+    const [pid] = (await readFile(join(this.data, 'data', 'data', 'postmaster.pid'), 'utf8')).split('\n')
+    const end = `select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = 'switchboard'`
+    const giveBack = () => process.kill(Number(pid), 'SIGCONT')
+    try {
+      await this.sql(`\\! kill -STOP ${pid}`, end, ...statements)
+    } catch (error) {
+      giveBack()
+      throw error
+    }
+    return giveBack
   }
 
   /** A watched table. */

@@ -365,16 +365,20 @@ test('the wait between attempts doubles, has a bound, and is drawn at random bel
   t.mock.method(globalThis, 'clearTimeout', () => {})
   let due
   t.mock.method(globalThis, 'setTimeout', (call, ms) => { due = { call, ms } })
+  t.mock.method(Date, 'now', () => 1e12)
   for (const random of [1, 0.25]) {
     t.mock.method(Math, 'random', () => random)
     const feed = connect('ws://nowhere', { WebSocket: NeverOpens, backoff: { first_ms: 100, most_ms: 1000 } })
     for (let attempt = 0; attempt < 6; attempt++) {
       sockets.at(-1).onclose({ code: 1006, reason: '' })
       waits.push(due.ms)
-      assert.equal(feed.state, 'waiting')
+      assert.deepEqual([feed.state, feed.retryAt], ['waiting', 1e12 + due.ms])
       due.call()
-      assert.equal(feed.state, 'connecting')
+      assert.deepEqual([feed.state, feed.retryAt], ['connecting', null])
     }
+    sockets.at(-1).onclose({ code: 1006, reason: '' })
+    feed.close()
+    assert.deepEqual([feed.state, feed.retryAt], ['closed', null])
   }
 
   assert.deepEqual(waits, [100, 200, 400, 800, 1000, 1000, 25, 50, 100, 200, 250, 250])

@@ -19,6 +19,7 @@ feed.on('change', change => {
 })
 feed.on('rows', news => news.whole ? 'all of them' : news.keys.get('public.switch')?.has(1))
 feed.on('error', ({ code, final, message }) => [code, final, message])
+const inMs: number | null = feed.retryAt && feed.retryAt - Date.now()
 feed.ready.then(({ lag }) => (lag ?? 0) + 1)
 keyOf({ a: 1, b: 'x' })
 connect('/').rows.get('x')?.anything
@@ -32,4 +33,4 @@ connect('/', { tables: 'switch' })
 // @ts-expect-error: there is no such column
 feed.rows.get(1)?.nam
 
-export { name, off, state, tables }
+export { inMs, name, off, state, tables }
