@@ -96,16 +96,17 @@ pub struct TailArgs {
     /// The gateway: http, https, ws or wss, with or without /v1/feed
     #[arg(long, env = "SWITCHBOARD_URL", default_value = "http://127.0.0.1:8080", value_name = "URL")]
     pub url: String,
-    /// Only rows that fit, for example level.gte.3
+    /// Only rows that fit, for example level.gte.3 or and(level.gte.3,name.like.A*); docs/filters.md tells the rest
     #[arg(long = "where", value_name = "FILTER")]
     pub filter: Option<String>,
     /// Only these columns, comma-separated, and the key
     #[arg(long, value_name = "COLUMNS")]
     pub columns: Option<String>,
-    /// Where to begin: now, snapshot (current rows first), or behind a cursor [default: where --save left off, else now]
+    /// Where to begin: now, snapshot (current rows first), or a cursor (everything after it) [default: where --save left off, else
+    /// now]
     #[arg(long, value_name = "FROM")]
     pub from: Option<String>,
-    /// One frame of rows or commits a line, as it came; notes go to standard error
+    /// Print each frame of rows or commits as one line of JSON, as it came; notes go to standard error
     #[arg(long)]
     pub json: bool,
     /// A file that keeps the cursor, so that the next start goes on from there

@@ -25,6 +25,7 @@ use tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use tungstenite::{Error, Message};
 
 use crate::config::{Mistakes, TailArgs};
+use crate::hub;
 use crate::protocol::{Close, PROTOCOL};
 use address::Address;
 use frame::Frame;
@@ -367,9 +368,8 @@ impl Tail {
             "reset" => {
                 self.printer.reset();
                 let reason = frame.reason.as_deref().unwrap_or("unknown");
-                Some(format!(
-                    "the cursor cannot be served ({reason}): the current rows follow, and what was before is void"
-                ))
+                let why = why_reset(reason);
+                Some(format!("{why} ({reason}); reading the current rows, which replace all that was printed before"))
             }
             "status" => {
                 let up = frame.database.as_deref() == Some("up");
@@ -508,6 +508,15 @@ fn refusal(address: &Address, error: Error) -> End {
 fn message(body: &[u8]) -> Option<String> {
     let body: serde_json::Value = serde_json::from_slice(body).ok()?;
     body["error"]["message"].as_str().map(str::to_owned)
+}
+
+/// What a reset's reason means.
+fn why_reset(reason: &str) -> &'static str {
+    match reason {
+        hub::SCHEMA => "a table was altered",
+        "expired" => "the log no longer holds what was missed",
+        _ => "the cursor is not of this log",
+    }
 }
 
 /// Whether to come back after this close code. Codes of others, such as those of a proxy, speak of one connection only.

@@ -114,7 +114,8 @@ impl Printer {
             _ => "31",
         };
         let mut op = self.style.paint(colour, &plain(&change.op));
-        if let Some(fits) = change.fits.as_deref().filter(|fits| *fits != "stay") {
+        // An insert always enters the filter, and a delete always leaves it.
+        if let Some(fits) = change.fits.as_deref().filter(|fits| change.op == "update" && *fits != "stay") {
             op = format!("{op} ({})", plain(fits));
         }
         let [key, new, old] = [change.key, change.new, change.old].map(|row| row.map_or(Fields(Vec::new()), fields));
@@ -149,7 +150,8 @@ fn columns(row: &Fields<'_>, key: &Fields<'_>) -> String {
 /// `status: true → false`.
 fn differences(changed: &[String], old: &Fields<'_>, new: &Fields<'_>) -> String {
     if changed.is_empty() {
-        return "(nothing changed)".to_owned();
+        // Others than those of --columns may have.
+        return "(no change in the columns followed)".to_owned();
     }
     let value = |row: &Fields<'_>, column: &String| {
         row.0.iter().find(|(name, _)| name == column).map_or("?".to_owned(), |(_, value)| shown(value.get()))

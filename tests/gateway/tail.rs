@@ -117,7 +117,7 @@ async fn it_prints_a_change_a_line_and_a_transaction_together() {
         r#"public.t id=1,part="a b" insert on_air: false, note: {"x": "\u009b"}"#,
         r#"public.t id=1,part="a b" update on_air: false → true, note: {"x": "\u009b"} → null"#,
         r#"public.t id=2,part="a b" update id: 1 → 2"#,
-        r#"public.t id=2,part="a b" update (nothing changed)"#,
+        r#"public.t id=2,part="a b" update (no change in the columns followed)"#,
     ] {
         assert_eq!(tail.change().await, expected);
     }
@@ -316,6 +316,98 @@ async fn a_saved_cursor_is_refused_to_others_and_yields_to_from() {
 }
 
 #[tokio::test]
+async fn with_a_filter_it_says_which_updates_move_a_row_into_it_or_out_of_it() {
+    let db = Database::new().await;
+    db.run(&["create table t (id int primary key, level int, name text, secret text)"]).await;
+    db.watch("t").await;
+    db.run(&["insert into t values (1, 3, 'a', 'x'), (2, 0, 'b', 'x')"]).await;
+    let gateway = Gateway::start(&db).await;
+    let selection = ["t", "--where", "level.gte.3", "--columns", "name,level", "--from", "snapshot", "--count", "9"];
+    let mut tail = Tail::start(&url(&gateway), &selection);
+    assert_eq!(tail.change().await, r#"public.t id=1 row level: 3, name: "a""#);
+    tail.says("following ws://").await;
+
+    db.run(&[
+        "update t set level = 2 where id = 1",
+        "update t set name = 'outside' where id = 1",
+        "update t set level = 4 where id = 1",
+        "update t set level = 5 where id = 1",
+        "update t set id = 10 where id = 1",
+        "update t set id = 20, level = 3 where id = 2",
+        "update t set secret = 'y' where id = 20",
+        "insert into t values (3, 7, 'c', 'x'), (4, 1, 'd', 'x')",
+        "delete from t where level < 7",
+        "truncate t",
+    ])
+    .await;
+
+    for expected in [
+        "public.t id=1 update (leave) level: 3 → 2",
+        "public.t id=1 update (enter) level: 2 → 4",
+        "public.t id=1 update level: 4 → 5",
+        "public.t id=10 update id: 1 → 10",
+        "public.t id=20 update (enter) id: 2 → 20, level: 0 → 3",
+        "public.t id=20 update (no change in the columns followed)",
+        r#"public.t id=3 insert level: 7, name: "c""#,
+    ] {
+        assert_eq!(tail.change().await, expected);
+    }
+    let header = tail.change().await;
+    assert!(header.ends_with(", 2 changes:"), "{header}");
+    let mut deleted = [tail.change().await, tail.change().await];
+    deleted.sort();
+    assert_eq!(
+        deleted,
+        [r#"  public.t id=10 delete level: 5, name: "outside""#, r#"  public.t id=20 delete level: 3, name: "b""#]
+    );
+    assert_eq!(tail.change().await, "public.t truncate");
+    let ran = tail.ended().await;
+    assert_eq!((ran.code, ran.out.as_str()), (Some(0), ""), "{}", ran.err);
+}
+
+#[tokio::test]
+async fn a_wrong_filter_or_column_ends_it_with_what_would_help() {
+    let db = Database::with_switch().await;
+    let gateway = Gateway::start(&db).await;
+
+    for (option, value, says) in [
+        (
+            "--where",
+            "level.about.3",
+            r#"switchboard: "about" is no operator in "level.about.3"; the operators are eq, neq,"#,
+        ),
+        ("--where", "levle.gte.3", r#"(4400): public.switch has no column "levle"; its columns are "id", "name", "#),
+        ("--where", "level.gte.x", r#"(4400): PostgreSQL refuses "x" for the column "level" of public.switch"#),
+        ("--columns", "nmae", "(4400): columns names nmae, and public.switch has no such column; it has id, name, "),
+    ] {
+        let ran = run(program(None, &["tail", "--url", &url(&gateway), "switch", option, value])).await;
+
+        assert_eq!((ran.code, ran.out.as_str()), (Some(1), ""), "{value}");
+        assert!(ran.err.contains(says), "{value}: {}", ran.err);
+    }
+}
+
+#[tokio::test]
+async fn an_altered_table_is_read_afresh_or_ends_what_it_no_longer_fits() {
+    let db = numbers().await;
+    db.run(&["insert into t values (1, 'x')"]).await;
+    let gateway = Gateway::start(&db).await;
+    let mut whole = Tail::following(&url(&gateway), &["t"]).await;
+    let filtered = Tail::following(&url(&gateway), &["t", "--where", "pad.eq.x"]).await;
+
+    db.run(&["alter table t rename pad to note"]).await;
+
+    assert_eq!(whole.change().await, r#"public.t n=1 row note: "x""#);
+    whole.says("a table was altered (schema); reading the current rows").await;
+    let ran = filtered.ended().await;
+    assert_eq!((ran.code, ran.out.as_str()), (Some(1), ""));
+    assert!(ran.err.contains(r#"(4400): public.t has no column "pad"; its columns are "n" and "note""#), "{}", ran.err);
+    until("it follows again", async || whole.said().matches("following ws://").count() == 2).await;
+    db.run(&["insert into t values (2)"]).await;
+    assert_eq!(whole.change().await, "public.t n=2 insert note: null");
+}
+
+#[tokio::test]
 async fn a_wrong_table_ends_it_with_what_would_help() {
     let db = Database::with_switch().await;
     let gateway = Gateway::start(&db).await;
@@ -470,7 +562,11 @@ async fn a_reset_is_said_and_the_rows_begin_again() {
     assert_eq!(tail.change().await, "public.t id=1 row");
     assert_eq!((first.as_str(), second.as_str()), ("/v1/feed?from=e.1.a", "/v1/feed?from=snapshot"));
     tail.says("following ws://").await;
-    assert!(tail.said().contains("the cursor cannot be served (expired): the current rows follow"), "{}", tail.said());
+    assert!(
+        tail.said().contains("the log no longer holds what was missed (expired); reading the current rows"),
+        "{}",
+        tail.said()
+    );
 }
 
 #[tokio::test]
