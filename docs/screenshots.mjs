@@ -5,10 +5,10 @@
 import assert from "node:assert/strict";
 import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
-import { statSync } from "node:fs";
+import { readFileSync, statSync } from "node:fs";
 import { chromium } from "playwright-core";
 
-const [program, data, out] = process.argv.slice(2);
+const [program, data, out, here] = process.argv.slice(2);
 const FLAGS = [
   "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
   "--disable-component-update", "--disable-sync",
@@ -58,6 +58,7 @@ const errors = [];
 /** A page that follows, in a browser of its own. */
 async function open(path, options, state = "live") {
   const page = await (await browser.newContext(options)).newPage();
+  await page.addInitScript(recordFades);
   page.setDefaultTimeout(PATIENCE_MS);
   page.on("pageerror", error => errors.push(error.stack));
   page.on("console", message => {
@@ -67,6 +68,17 @@ async function open(path, options, state = "live") {
   await page.goto(origin + path);
   await page.waitForSelector(`body[data-state=${state}]`);
   return page;
+}
+
+/** Keeps which rows and cards faded in and out, by their texts: who looks at the screen may come too late. */
+function recordFades() {
+  window.faded = [];
+  const animate = Element.prototype.animate;
+  Element.prototype.animate = function (frames, options) {
+    const [from, to] = frames.map(({ opacity }) => opacity);
+    if (from === 0 || to === 0) window.faded.push(`${from === 0 ? "in" : "out"}: ${this.innerText.split(/\s/)[0]}`);
+    return animate.call(this, frames, options);
+  };
 }
 
 const picture = (page, name) => page.screenshot({ path: `${out}/${name}.png` });
@@ -138,6 +150,12 @@ async function keepsTablesUpToDate() {
   await until("they are sorted", async () => (await column(2)).join() === "cups,kettle,spoon,tea");
   await page.reload();
   await until("the table is kept in the address", async () => (await column(1)).join() === "1,2,3,4");
+  // As PostgreSQL writes them, and yet in the order of numbers.
+  assert.equal((await column(3)).join(), "3.50,42,12,2.25");
+  await page.getByRole("button", { name: "price" }).click();
+  await until("they are sorted as numbers", async () => (await column(3)).join() === "2.25,3.50,12,42");
+  await page.reload();
+  await until("the rows are back", async () => (await column(1)).join() === "1,2,3,4");
   await page.locator(".long").first().click();
   assert.equal(await page.locator(".long").first().getAttribute("aria-expanded"), "true");
   await page.locator(".long").first().click();
@@ -155,11 +173,71 @@ async function keepsTablesUpToDate() {
   await page.context().close();
 }
 
+/** Rows enter and leave a filter by updates, as cards and as lines of a table with the columns asked for. */
+async function followsAFilter() {
+  const page = await open("/", DESKTOP);
+  await page.locator(".card").nth(3).waitFor();
+  await page.getByLabel("Filter").fill("level.gte.3");
+  await page.keyboard.press("Enter");
+  const names = async () => (await page.locator(".card h3").allTextContents()).join();
+  await until("only the rows that fit are there", async () => await names() === "Front door,Greenhouse");
+  sql("update switch set level = 4 where name = 'Cellar pump'");
+  await until("a row has come", async () => await names() === "Front door,Greenhouse,Cellar pump");
+  await page.getByText("level 1 → 4 (enters the filter)").waitFor();
+  sql("update switch set level = 0 where name = 'Greenhouse'");
+  await until("a row has gone", async () => await names() === "Front door,Cellar pump");
+  await page.getByText("level 7 → 0 (leaves the filter)").waitFor();
+  sql("update switch set level = 0, id = 30 where name = 'Front door'");
+  await until("one with another key, too", async () => await names() === "Cellar pump");
+  assert.deepEqual(await page.evaluate(() => faded), ["in: Cellar", "out: Greenhouse", "out: Front"]);
+  await picture(page, "live-page-filter");
+
+  await page.getByLabel("Columns").fill("level");
+  await page.keyboard.press("Enter");
+  const cells = async () => (await page.locator("tbody tr > *").allTextContents()).join();
+  await until("the columns are those asked for", async () => await cells() === "4,4");
+  sql("update switch set level = 3, id = 1 where name = 'Front door'");
+  await until("a line has come", async () => await cells() === "1,3,4,4");
+  sql("update switch set status = not status where id = 1");
+  await page.locator(".commit").first().getByText("no change in these columns").waitFor();
+  sql("update switch set level = 1 where id = 4");
+  await until("a line has gone", async () => await cells() === "1,3");
+  assert.deepEqual(await page.evaluate(() => faded.slice(3)), ["in: 1", "out: 4"]);
+  await picture(page, "live-page-columns");
+
+  await page.click("#explain");
+  const operators = readFileSync(`${here}/filters.md`, "utf8").match(/^\| operator \|[^]*?\n\n/m)[0];
+  const listed = operators.split("\n").slice(2).flatMap(line => (line.split("|")[1] ?? "").match(/[a-z]+/g) ?? []);
+  const explained = await page.locator("#help p:first-child").textContent();
+  assert.deepEqual(explained.match(/The operators are (.*?);/)[1].split(" "), listed, "the help names the operators of docs/filters.md");
+  await page.context().close();
+  sql("update switch set level = 7 where id = 3; update switch set status = not status where id = 1");
+}
+
 async function saysWhatIsWrongWithAFilter() {
   const page = await open("/?where=level.about.3", DESKTOP, "closed");
-  await page.locator("#mistake").waitFor();
+  for (const [filter, columns, field, message] of [
+    ["level.about.3", "", "Filter", /^"about" is no operator/],
+    ["levle.gte.3", "", "Filter", /^public\.switch has no column "levle"; its columns are "id", "name"/],
+    ["level.gte.high", "", "Filter", /^PostgreSQL refuses "high" for the column "level"/],
+    ["levle.gte.3", "level", "Filter", /^public\.switch has no column "levle"/],
+    ["", "nmae", "Columns", /^columns names nmae, .*it has id, name/],
+    ["level.gte.3", "nmae", "Columns", /^columns names nmae/],
+  ]) {
+    await page.getByLabel("Filter").fill(filter);
+    await page.getByLabel("Columns").fill(columns);
+    await page.keyboard.press("Enter");
+    await until(message, async () => message.test(await page.locator("#mistake").textContent()));
+    assert.equal(await page.locator("[aria-invalid]").getAttribute("name"), field === "Filter" ? "where" : "columns", `${filter} ${columns}`);
+    await page.waitForSelector("body[data-state=closed]");
+    await page.locator("#try").waitFor({ state: "hidden" });
+  }
+  await page.getByLabel("Columns").fill("");
+  await page.getByLabel("Filter").fill("level.about.3");
+  await page.keyboard.press("Enter");
+  await until("the mistake is shown", async () => /no operator/.test(await page.locator("#mistake").textContent()));
   assert.equal(await page.getByLabel("Filter").getAttribute("aria-invalid"), "true");
-  await picture(page, "live-page-filter");
+  await picture(page, "live-page-mistake");
   await page.getByLabel("Filter").fill("");
   await page.keyboard.press("Enter");
   await page.waitForSelector("body[data-state=live]");
@@ -191,7 +269,7 @@ try {
   sql(`create table orders
     (item text, id bigint generated by default as identity primary key, price numeric, paid boolean, note text, details jsonb);
     insert into orders (item, price, paid, note, details) values
-      ('tea', 3.5, false, null, '["green", "loose"]'),
+      ('tea', 3.50, false, null, '["green", "loose"]'),
       ('kettle', 42, false, 'Brass, with a whistle; the customer would rather wait for the large one.', '{"litres": 1.7}'),
       ('cups', 12, true, '', null),
       ('spoon', 2.25, null, 'silver', '{}')`);
@@ -203,7 +281,8 @@ try {
   step("pause"), await pausesCommits(page);
   step("hostile values"), await showsHostileValuesAsText(page);
   step("tables"), await keepsTablesUpToDate();
-  step("filters"), await saysWhatIsWrongWithAFilter();
+  step("filters"), await followsAFilter();
+  step("mistakes"), await saysWhatIsWrongWithAFilter();
   step("narrow screens");
   for (const path of ["/", "/?view=table", "/?table=public.orders"]) await fitsPhones(path);
 

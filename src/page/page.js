@@ -36,6 +36,23 @@ const tinted = (colour, percent) => `color-mix(in srgb, var(${colour}) ${percent
 
 // ---- Values in words ----
 
+/** A number that JavaScript would write in another way (3.50, 1e-05): it is shown as PostgreSQL wrote it, and counts as a number. */
+class Decimal {
+  constructor(text) { this.text = text; }
+  toString() { return this.text; }
+  valueOf() { return Number(this.text); }
+  toJSON() { return JSON.rawJSON(this.text); }
+}
+
+const UNLIKE_JAVASCRIPT = /\.\d*0[\s,}\]]|\d[eE]|-0|[\d.]{16}/;
+const asWritten = (_, value, { source }) => {
+  if (typeof value !== "number" || source === String(value)) return value;
+  return /^-?\d+$/.test(source) ? BigInt(source) : new Decimal(source);
+};
+// Looking at every value takes its time, and most frames have no such number. Where a browser does not tell the text of a number, the
+// client's own reader does what can be done.
+const parse = JSON.rawJSON && (text => UNLIKE_JAVASCRIPT.test(text) ? JSON.parse(text, asWritten) : JSON.parse(text));
+
 // A bigint that JavaScript would round comes as something else than a number; it is written as it stands.
 const replacer = (_, value) => typeof value === "bigint" ? JSON.rawJSON?.(value.toString()) ?? value.toString() : value;
 const json = (value, indent) => JSON.stringify(value, replacer, indent) ?? String(value);
@@ -75,8 +92,8 @@ function longNode(value, text) {
 // Nulls come last; numbers in their order, everything else in that of its text.
 function compare(a, b) {
   if (a == null || b == null) return (a == null) - (b == null);
-  if (typeof a === "object") a = json(a);
-  if (typeof b === "object") b = json(b);
+  if (typeof a === "object" && !(a instanceof Decimal)) a = json(a);
+  if (typeof b === "object" && !(b instanceof Decimal)) b = json(b);
   return a < b ? -1 : a > b ? 1 : 0;
 }
 
@@ -88,6 +105,8 @@ let selection = null;     // what is followed: { table, where, columns }
 let feed = null;
 let dueTimer = 0, stateSince = 0;
 
+// With columns chosen, others may have changed.
+const unchanged = () => selection.columns ? "no change in these columns" : "no value changed";
 /** What the gateway says about a table. */
 const described = name => tables.find(({ table }) => table === name);
 const short = name => name.replace(/^public\./, "");
@@ -139,7 +158,7 @@ function follow(chosen) {
   const { table, where, columns } = chosen;
   // A comma in a name would begin another table; one in the address of the page does.
   const options = { table: described(table) && table.includes(",") ? `"${table}"` : table };
-  const mine = feed = connect(new URL(".", location), { ...options, where: where || undefined, columns: columns || undefined });
+  const mine = feed = connect(new URL(".", location), { ...options, where: where || undefined, columns: columns || undefined, parse });
   // A feed that was let go may still speak for a while; only the present one is heard.
   const hear = (event, listener) => mine.on(event, (...said) => { if (mine === feed) listener(...said); });
   hear("state", showState);
@@ -165,7 +184,7 @@ function exampleFilter(table) {
 
 /** Shows beside the field what is wrong with what was asked for. */
 function refuse(message) {
-  const columns = message.includes("column") && !$("where").value;
+  const columns = message.startsWith("columns ") || !$("where").value;
   for (const field of [$("where"), $("columns")]) field.removeAttribute("aria-invalid");
   if (message && $("where").value + $("columns").value) $(columns ? "columns" : "where").setAttribute("aria-invalid", "true");
   $("mistake").textContent = message;
@@ -481,7 +500,7 @@ function fillCard(card, row, before) {
   part(".level b").textContent = inWords(row.level);
   part(".bar i").style.setProperty("--level", Math.max(0, Number(row.level) || 0));
   const changed = before ? Object.keys(row).filter(column => json(before[column]) !== json(row[column])) : [];
-  part(".note").textContent = !before ? (board.fresh ? "no change yet" : "new") : changed.length === 0 ? "no value changed"
+  part(".note").textContent = !before ? (board.fresh ? "no change yet" : "new") : changed.length === 0 ? unchanged()
     : changed.slice(0, COLUMNS_MAX).map(column => `${column} ${inWords(before[column])}${ARROW}${inWords(row[column])}`).join(", ");
   if (IN_DEV) makeFlip(part("button.slot"), row);
   else prepareCopy(part(".copy"), row.id, name);
@@ -558,7 +577,7 @@ function drawCommits() {
   while ($("commits").children.length > COMMITS_MAX) $("commits").lastChild.remove();
   $("none").hidden = $("commits").children.length > 0;
   $("commits").hidden = !$("none").hidden;
-  $("try").hidden = selection.table !== SWITCH;
+  $("try").hidden = selection.table !== SWITCH || feed.state === "closed";
   const first = feed.rows.get(order[0])?.id;
   $("line").textContent = isWhole(first) ? flipLine(first) : "insert into switch (name) values ('Front door');";
 }
@@ -595,7 +614,7 @@ function changeLine({ op, key, new: now, old, changed, match }) {
     line.append(...pair(column, op === "update" ? `${inWords(old?.[column])}${ARROW}${inWords(now?.[column])}` : inWords(row[column])));
   }
   if (rest.length > COLUMNS_MAX) line.append(element("i", "", ` and ${rest.length - COLUMNS_MAX} more columns`));
-  if (op === "update" && rest.length === 0) line.append(element("i", "", " no value changed"));
+  if (op === "update" && rest.length === 0) line.append(element("i", "", ` ${unchanged()}`));
   if (match === "enter") line.append(element("i", "", " (enters the filter)"));
   if (match === "leave") line.append(element("i", "", " (leaves the filter)"));
   return line;
