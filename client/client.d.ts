@@ -88,7 +88,7 @@ export interface Events<Row = AnyRow> {
   /** Caught up, on each connection and after each reset. */
   ready: (cursor: string) => void
   state: (state: State) => void
-  /** What was missed cannot be had; `rows` was just read afresh. */
+  /** The feed could not go on from where it was; `rows` was just read afresh. */
   reset: (reset: Reset) => void
   /** Without a listener it goes to the console. */
   error: (error: FeedError) => void

@@ -68,7 +68,13 @@ pub fn admit(origins: &Origins, headers: &HeaderMap) -> Result<Option<HeaderValu
     if origins.allow(origin.to_str().unwrap_or(""), host.unwrap_or("")) {
         return Ok(Some(origin.clone()));
     }
-    let remedy = format!("a page of {origin:?} may not do this here; let the operator add it to --origins");
+    let remedy = match origin.as_bytes() {
+        // So browsers call it, and nobody can list that.
+        b"null" => "a page that was opened as a file may not do this here; serve it over HTTP, from this machine or an origin that \
+                    --origins lists"
+            .to_owned(),
+        _ => format!("a page of {origin:?} may not do this here; let the operator add it to --origins"),
+    };
     Err(Refusal::new(StatusCode::FORBIDDEN, "origin", &remedy))
 }
 

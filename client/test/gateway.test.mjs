@@ -320,6 +320,20 @@ test('a column that is renamed ends the feed that filters by it, and all others 
   assert.deepEqual(values(whole.feed), [{ id: 1, level: 6, w: 'a' }])
 })
 
+test('a table that gets another key has its rows by that one', async t => {
+  await gateway.table('rekeyed', 'id int primary key, v int not null', 'insert into rekeyed values (1, 11), (2, 22)')
+  const { feed, told } = follow(t, gateway.url, { table: 'rekeyed' })
+  await feed.ready
+
+  await gateway.sql('alter table rekeyed drop constraint rekeyed_pkey, add primary key (v)')
+  await until('the reset', feed, () => told.resets.length === 1)
+  await gateway.sql('update rekeyed set v = 33 where v = 11')
+  await until('the commit', feed, () => feed.rows.has(33))
+
+  assert.deepEqual([...feed.rows].sort(), [[22, { id: 2, v: 22 }], [33, { id: 1, v: 33 }]])
+  assert.deepEqual([told.resets[0].reason, told.errors], ['schema', []])
+})
+
 test('a feed whose gateway has lost PostgreSQL is stale, and then goes on', async t => {
   await gateway.table('stale', 'id int primary key', 'insert into stale values (1)')
   const { feed, told } = follow(t, gateway.url, { table: 'stale' })

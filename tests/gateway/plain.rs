@@ -213,6 +213,13 @@ async fn what_cannot_be_streamed_is_refused_with_a_status_so_that_a_browser_stop
         ("first=none", "", 400, "bad_request", "leave it out"),
         ("table=switch&on_reset=close&from=x", "", 410, "gone", "take a snapshot"),
         ("table=switch", "origin: https://evil.example\r\n", 403, "origin", "--origins"),
+        (
+            "table=switch",
+            "origin: null\r\n",
+            403,
+            "origin",
+            "opened as a file may not do this here; serve it over HTTP",
+        ),
     ] {
         let reader = Reader::events(&gateway, query, lines).await;
 
