@@ -5,6 +5,7 @@ use warp::http::{HeaderMap, HeaderValue, StatusCode, header};
 use warp::reply::{Reply, Response};
 
 use crate::config::Origins;
+use crate::protocol::REFUSAL_CODES;
 
 /// Why there is no answer to be had.
 pub struct Refusal {
@@ -17,6 +18,7 @@ pub struct Refusal {
 impl Refusal {
     /// A refusal with this code, and a message that names the remedy.
     pub fn new(status: StatusCode, code: &str, message: &str) -> Refusal {
+        debug_assert!(REFUSAL_CODES.contains(&code), "{code} is not among the codes of refusals");
         Refusal { status, error: json!({"code": code, "message": message}) }
     }
 

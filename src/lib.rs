@@ -31,8 +31,9 @@
 //! told in `docs/delivery.md`; `tests/drill` breaks it on purpose.
 //!
 //! Beside that path: [`plain`] serves the feed over plain HTTP and [`page`] is the live page; [`filter`] decides which rows a selection
-//! wants, [`tail`] is the subscriber for the terminal, [`config`] holds every setting and bound, [`metrics`] what is counted and logged,
-//! [`install`] and [`check`] are the commands for a database, [`local`] and [`dev`] the private PostgreSQL of `switchboard dev` and of the tests.
+//! wants, [`documents`] describes the wire to programs, [`tail`] is the subscriber for the terminal, [`config`] holds every setting and
+//! bound, [`metrics`] what is counted and logged, [`install`] and [`check`] are the commands for a database, [`local`] and [`dev`] the
+//! private PostgreSQL of `switchboard dev` and of the tests.
 
 pub mod answers;
 pub mod body;
@@ -40,6 +41,7 @@ pub mod change;
 pub mod check;
 pub mod config;
 pub mod dev;
+pub mod documents;
 pub mod feed;
 pub mod filter;
 pub mod hub;

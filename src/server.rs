@@ -27,6 +27,7 @@ use warp::{Filter, Rejection};
 use crate::answers::{Refusal, admit, allowed, error, with_header};
 use crate::body::{Streamed, Streaming};
 use crate::config::{LINK_CHECK_EVERY, REQUEST_PATIENCE};
+use crate::documents;
 use crate::filter::Column;
 use crate::listen::{self, Channels, LISTEN_PATIENCE};
 use crate::plain::{Answer, PageRequest, Reading};
@@ -205,6 +206,8 @@ fn routes(server: Arc<Server>) -> impl Filter<Extract = (impl Reply,), Error = I
         .or(ready)
         .unify()
         .or(metrics)
+        .unify()
+        .or(documents::route())
         .unify();
     all.recover(refuse)
 }
@@ -487,7 +490,7 @@ async fn refuse(rejection: Rejection) -> Result<Response, Infallible> {
         return Ok(error(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "use GET"));
     }
     if rejection.is_not_found() {
-        let here = "there is nothing at this address; there is / (a page), /client.js, /v1/feed, /v1/changes, /v1/snapshot, /v1/tables, /switch/status, /healthz, /readyz, /metrics";
+        let here = "there is nothing at this address; there is / (a page), /client.js, /client.d.ts, /v1/feed, /v1/changes, /v1/snapshot, /v1/tables, /switch/status, /listen/CHANNEL, /healthz, /readyz, /metrics, /asyncapi.json, /openapi.json, /frames.schema.json";
         return Ok(error(StatusCode::NOT_FOUND, "not_found", here));
     }
     tracing::debug!("a request was refused: {rejection:?}");

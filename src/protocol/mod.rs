@@ -22,6 +22,29 @@ use crate::selection::Selection;
 /// The number of the protocol, in `hello`.
 pub const PROTOCOL: u32 = 1;
 
+/// The codes of `error` frames. What they mean stands in `docs/frames.schema.json`.
+pub const ERROR_CODES: [&str; 7] =
+    ["bad_message", "bad_request", "cursor_gone", "failed", "too_many", "unknown_subscription", "unknown_type"];
+
+/// The codes of refused requests. What they mean stands there too.
+pub const REFUSAL_CODES: [&str; 15] = [
+    "bad_request",
+    "channel",
+    "failed",
+    "gone",
+    "method_not_allowed",
+    "no_table",
+    "not_flipped",
+    "not_found",
+    "not_listening",
+    "not_ready",
+    "origin",
+    "stopping",
+    "too_many",
+    "websocket_only",
+    "websocket_version",
+];
+
 /// In which form a subscription gets its commits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Form {
@@ -185,6 +208,7 @@ pub fn reset(reason: &str, oldest: Option<Cursor>) -> Bytes {
 
 /// `error`, with the `id` of the request that it answers, if there is one.
 pub fn error(code: &str, message: &str, id: Option<Value>) -> Bytes {
+    debug_assert!(ERROR_CODES.contains(&code), "{code} is not among the codes of errors");
     Frame::Error { code, message, id }.encode()
 }
 

@@ -7,6 +7,7 @@
 mod commands;
 mod cuts;
 mod delivery;
+mod documents;
 mod doorbell;
 mod drill;
 mod epochs;

@@ -6,11 +6,12 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::harness::{Database, Gateway, soon, until};
+use crate::harness::{Database, Gateway, documents, soon, until};
 
 /// An answer that is read as it comes (RFC 9112, 7.1: chunked).
 struct Reader {
     stream: TcpStream,
+    path: String,
     /// In lower case.
     head: String,
     status: u16,
@@ -31,7 +32,8 @@ impl Reader {
                 if let Some(end) = raw.windows(4).position(|window| window == b"\r\n\r\n") {
                     let head = String::from_utf8(raw.drain(..end + 4).collect()).unwrap().to_lowercase();
                     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-                    return Reader { stream, head, status, raw, body: String::new(), ended: false };
+                    let (path, body) = (path.to_owned(), String::new());
+                    return Reader { stream, path, head, status, raw, body, ended: false };
                 }
                 assert!(stream.read_buf(&mut raw).await.unwrap() > 0, "the head ended early");
             }
@@ -76,6 +78,7 @@ impl Reader {
                 let data = field("data:");
                 if !data.is_empty() {
                     let data = serde_json::from_str(&data.join("\n")).unwrap();
+                    documents::check_frame(&data);
                     return (field("id:").first().map(|id| (*id).to_owned()), data);
                 }
             }
@@ -105,6 +108,7 @@ impl Reader {
                 self.body = String::from_utf8(self.raw.clone()).unwrap();
             }
         }
+        documents::check_answer(&self.path, self.status, &self.body);
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error} in {}", self.body))
     }
 }

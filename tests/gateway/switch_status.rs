@@ -7,7 +7,7 @@ use serde_json::json;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::harness::raw::Raw;
-use crate::harness::{Client, Database, Gateway, soon, until};
+use crate::harness::{Client, Database, Gateway, documents, soon, until};
 
 async fn listen(gateway: &Gateway) -> Client {
     let client = Client::connect(&format!("ws://{}/switch/status", gateway.address)).await;
@@ -24,7 +24,11 @@ fn frame(id: &str, status: &str) -> String {
 async fn frames(client: &mut Client, count: usize) -> Vec<Message> {
     let mut frames = Vec::new();
     while frames.len() < count {
-        frames.push(soon("the next frame", client.socket().next()).await.unwrap().unwrap());
+        let frame = soon("the next frame", client.socket().next()).await.unwrap().unwrap();
+        if let Message::Text(text) = &frame {
+            documents::check("SwitchStatus", &serde_json::from_str(text).unwrap());
+        }
+        frames.push(frame);
     }
     frames
 }

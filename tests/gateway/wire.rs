@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::harness::raw::{Raw, handshake};
-use crate::harness::{Client, Database, Gateway, soon, until};
+use crate::harness::{Client, Database, Gateway, documents, soon, until};
 
 const UPGRADE: &str = "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
 
@@ -46,6 +46,9 @@ async fn exchange(address: SocketAddr, request: &str, lines: &str) -> Answer {
                 let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
                 if length.is_none_or(|length| body.len() >= length.parse().unwrap()) {
                     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+                    if let Some(path) = request.strip_prefix("GET ") {
+                        documents::check_answer(path.split(' ').next().unwrap(), status, body);
+                    }
                     return Answer { status, head, body: body.to_owned() };
                 }
             }
@@ -192,9 +195,9 @@ async fn a_ping_message_is_answered_with_its_id() {
     let ids = [json!(7), json!("a\u{1F600}\"b"), json!(null), json!({"deep": [1]})];
 
     for id in &ids {
-        client.send(&json!({"type": "ping", "id": id, "unknown field": 1}).to_string()).await;
+        client.say(json!({"type": "ping", "id": id, "unknown field": 1})).await;
     }
-    client.send(r#"{"type":"ping"}"#).await;
+    client.say(json!({"type": "ping"})).await;
 
     for id in ids {
         assert_eq!(client.frame().await.unwrap(), json!({"type": "pong", "id": id}));

@@ -1,20 +1,23 @@
-//! A subscriber that trusts nobody: it checks the chain of every frame it gets.
+//! A subscriber that trusts nobody: it checks the chain of every frame it gets, and that it is documented.
 
 use std::net::SocketAddr;
 
 use futures_util::{SinkExt, StreamExt};
 use serde_json::Value;
+use serde_json::value::RawValue;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
-use super::soon;
+use super::{documents, soon};
 
 /// A WebSocket client of the feed.
 pub struct Client {
     socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    /// Whether it speaks protocol 1.
+    speaks: bool,
     /// The cursor of the last frame that had one.
     pub cursor: Option<String>,
 }
@@ -25,11 +28,19 @@ impl Client {
         let config = WebSocketConfig::default().max_message_size(None).max_frame_size(None);
         let connecting = tokio_tungstenite::connect_async_with_config(url, Some(config), false);
         let (socket, _) = soon("connecting", connecting).await.unwrap();
-        Client { socket, cursor: None }
+        Client { socket, speaks: url.contains("/v1/feed"), cursor: None }
     }
 
     /// The next text frame as it stands; the close code where there is none.
     pub async fn text(&mut self) -> Result<String, u16> {
+        let text = self.read().await?;
+        if let Some(frame) = self.speaks.then(|| held(&text)).flatten() {
+            documents::check_frame(&frame);
+        }
+        Ok(text)
+    }
+
+    async fn read(&mut self) -> Result<String, u16> {
         let next = async {
             loop {
                 match self.socket.next().await {
@@ -46,8 +57,8 @@ impl Client {
 
     /// The next frame, its chain checked; the close code where there is none.
     pub async fn frame(&mut self) -> Result<Value, u16> {
-        let text = self.text().await?;
-        let frame: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text:.200}"));
+        let text = self.read().await?;
+        let frame = parse(&text);
         if frame["type"] == "reset" {
             self.cursor = None;
         }
@@ -133,6 +144,12 @@ impl Client {
         }
     }
 
+    /// Sends a message, which has to be one that is documented.
+    pub async fn say(&mut self, message: Value) {
+        documents::check("ClientMessage", &message);
+        self.send(&message.to_string()).await;
+    }
+
     /// Sends a text frame.
     pub async fn send(&mut self, text: &str) {
         self.socket.send(Message::text(text)).await.unwrap();
@@ -142,6 +159,22 @@ impl Client {
     pub fn socket(&mut self) -> &mut WebSocketStream<MaybeTlsStream<TcpStream>> {
         &mut self.socket
     }
+}
+
+/// The JSON of a text. None where `Value` cannot hold it: a number that is too large, half a surrogate pair, a hundred levels and more.
+fn held(text: &str) -> Option<Value> {
+    let value = serde_json::from_str(text);
+    if let Err(error) = &value {
+        serde_json::from_str::<&RawValue>(text).unwrap_or_else(|_| panic!("{error} in {text:.200}"));
+    }
+    value.ok()
+}
+
+/// A frame of the feed, which has to be one that is documented.
+fn parse(text: &str) -> Value {
+    let frame = serde_json::from_str(text).unwrap_or_else(|error| panic!("{error} in {text:.200}"));
+    documents::check_frame(&frame);
+    frame
 }
 
 /// The status and the body of a plain GET.
@@ -157,5 +190,10 @@ pub async fn get(address: SocketAddr, path: &str) -> (u16, String) {
     let answer = soon(path, exchange).await;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
-    (status.unwrap_or_else(|| panic!("no status in {head}")), body.to_owned())
+    let status = status.unwrap_or_else(|| panic!("no status in {head}"));
+    // What is written while it is read comes in chunks, which are left as they are.
+    if !head.to_lowercase().contains("transfer-encoding: chunked") {
+        documents::check_answer(path, status, body);
+    }
+    (status, body.to_owned())
 }

@@ -2,7 +2,9 @@
 
 mod client;
 mod database;
+pub mod documents;
 pub mod raw;
+mod schema;
 
 use std::net::SocketAddr;
 use std::time::Duration;

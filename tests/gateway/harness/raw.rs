@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
-use super::{Gateway, soon, until};
+use super::{Gateway, documents, soon, until};
 
 pub const FEED: &str = "/v1/feed?from=now&table=switch";
 pub const TEXT: u8 = 0x1;
@@ -22,6 +22,8 @@ pub const LAST: u8 = 0x80;
 pub struct Raw {
     pub stream: TcpStream,
     read: Vec<u8>,
+    /// Whether protocol 1 is spoken.
+    speaks: bool,
 }
 
 impl Raw {
@@ -30,7 +32,7 @@ impl Raw {
         let socket = TcpSocket::new_v4().unwrap();
         // Small, so that a client that does not read is noticed soon.
         socket.set_recv_buffer_size(16 << 10).unwrap();
-        Raw { stream: soon("connecting", socket.connect(address)).await.unwrap(), read: Vec::new() }
+        Raw { stream: soon("connecting", socket.connect(address)).await.unwrap(), read: Vec::new(), speaks: false }
     }
 
     /// A WebSocket whose handshake is done.
@@ -39,6 +41,7 @@ impl Raw {
         raw.write(handshake(path).as_bytes()).await;
         let head = raw.until_end_of_head().await;
         assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+        raw.speaks = path.starts_with("/v1/feed");
         raw
     }
 
@@ -73,6 +76,9 @@ impl Raw {
             let header = measure(read);
             if let Some((start, length)) = header.filter(|(start, length)| read.len() >= start + length) {
                 let frame: Vec<u8> = self.read.drain(..start + length).collect();
+                if self.speaks && frame[0] == LAST | TEXT {
+                    documents::check_frame(&serde_json::from_slice(&frame[start..]).unwrap());
+                }
                 return Some((frame[0], frame[start..].to_vec()));
             }
             if !self.more().await {
