@@ -2,7 +2,9 @@
 //! tests see is as they have it is checked where tests see it.)
 
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
+use regex::Regex;
 use serde_json::{Value, json};
 use switchboard::documents::DOCUMENTS;
 use switchboard::protocol::{Close, ERROR_CODES, REFUSAL_CODES};
@@ -119,6 +121,32 @@ fn the_codes_that_are_documented_are_those_that_there_are() {
         let said = schema["$defs"][of]["description"].as_str().unwrap();
         codes.iter().for_each(|code| assert!(said.contains(code.as_str()), "{of} does not say what {code} means"));
     }
+}
+
+#[test]
+fn every_code_in_the_source_is_one_of_those_that_are_documented() {
+    let frames = r#"(?:protocol::error|refuse|Message::Wrong)\(\s*"([a-z_]+)"|(?:Err\(|=> )\("([a-z_]+)","#;
+    let answers = r#"(?:error|Refusal::new)\(\s*StatusCode::[A-Z_]+,\s*"([a-z_]+)"|unavailable\(\s*"([a-z_]+)""#;
+    for (pattern, codes) in [(frames, ERROR_CODES.as_slice()), (answers, &REFUSAL_CODES)] {
+        let mut found = BTreeSet::new();
+        for file in sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src")) {
+            let text = std::fs::read_to_string(&file).unwrap();
+            for captures in Regex::new(pattern).unwrap().captures_iter(&text) {
+                let code = captures.iter().skip(1).flatten().next().unwrap().as_str().to_owned();
+                assert!(codes.contains(&&*code), "{code} in {} is not documented", file.display());
+                found.insert(code);
+            }
+        }
+        assert!(found.len() > 5, "what is searched for is not found any more: {found:?}");
+    }
+}
+
+/// The files of the program.
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let (folders, files): (Vec<_>, Vec<_>) = entries.partition(|path| path.is_dir());
+    let files = files.into_iter().filter(|path| path.extension().is_some_and(|extension| extension == "rs"));
+    files.chain(folders.iter().flat_map(|folder| sources(folder))).collect()
 }
 
 #[test]

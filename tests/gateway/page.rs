@@ -5,7 +5,7 @@ use switchboard::config::Origins;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::harness::{Database, Gateway, soon};
+use crate::harness::{Database, Gateway, documents, soon};
 
 /// The status, the head in lower case and the body that a request gets.
 async fn ask(gateway: &Gateway, request: &str, lines: &str) -> (u16, String, String) {
@@ -20,7 +20,11 @@ async fn ask(gateway: &Gateway, request: &str, lines: &str) -> (u16, String, Str
     };
     let answer = soon(request, exchange).await;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    (head.split(' ').nth(1).unwrap().parse().unwrap(), head.to_lowercase(), body.to_owned())
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    if let Some(path) = request.strip_prefix("GET ") {
+        documents::check_answer(path, status, body);
+    }
+    (status, head.to_lowercase(), body.to_owned())
 }
 
 /// The status that a click gets, and code and message of a refusal.

@@ -45,7 +45,11 @@ impl Client {
             loop {
                 match self.socket.next().await {
                     Some(Ok(Message::Text(text))) => return Ok(text.as_str().to_owned()),
-                    Some(Ok(Message::Close(frame))) => return Err(frame.map_or(1005, |frame| frame.code.into())),
+                    Some(Ok(Message::Close(Some(frame)))) => {
+                        documents::check_close(frame.code.into());
+                        return Err(frame.code.into());
+                    }
+                    Some(Ok(Message::Close(None))) => return Err(1005),
                     Some(Ok(_)) => {}
                     Some(Err(_)) | None => return Err(1006),
                 }

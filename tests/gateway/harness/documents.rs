@@ -46,6 +46,13 @@ pub fn definition(kind: &str) -> String {
     first.to_uppercase() + rest
 }
 
+/// Panics unless `asyncapi.json` says what this close code means.
+pub fn check_close(code: u16) {
+    static ROWS: LazyLock<Value> = LazyLock::new(|| document("asyncapi.json")["components"]["x-close-codes"].clone());
+    let rows = ROWS.as_array().unwrap();
+    assert!(rows.iter().any(|row| row["code"] == code), "docs/asyncapi.json has no close code {code}");
+}
+
 /// Panics unless the answer to a GET is as `openapi.json` has it.
 pub fn check_answer(path: &str, status: u16, body: &str) {
     let path = path.split('?').next().unwrap();

@@ -89,7 +89,7 @@ impl Schema {
     fn keeps_one(&self, choices: &[Value], value: &Value) -> Result<(), String> {
         let mut findings = Vec::new();
         let mut kept = 0;
-        for choice in choices {
+        for choice in choices.iter().filter(|choice| !self.is_of_another_kind(choice, value)) {
             match self.keeps(choice, value) {
                 Ok(()) => kept += 1,
                 Err(finding) => findings.push(finding),
@@ -97,9 +97,21 @@ impl Schema {
         }
         match kept {
             1 => Ok(()),
-            0 => Err(format!("none of ({})", findings.join("; "))),
+            0 if findings.is_empty() => Err(format!("of no kind that is documented: {}", quoted(value))),
+            0 => Err(findings.join(", and: ")),
             _ => Err(format!("{kept} of {choices:?}: {}", quoted(value))),
         }
+    }
+
+    /// Whether a constant, such as a type, says that the value is not meant to be this. (The others are then no findings.)
+    fn is_of_another_kind(&self, choice: &Value, value: &Value) -> bool {
+        let reference = choice.get("$ref").and_then(|reference| text(reference).strip_prefix("#/$defs/"));
+        let choice = reference.map_or(choice, |name| &self.definitions[name]);
+        let properties = choice.get("properties").and_then(Value::as_object).into_iter().flatten();
+        properties.into_iter().any(|(name, schema)| match (schema.get("const"), value.get(name)) {
+            (Some(constant), Some(field)) => constant != field,
+            _ => false,
+        })
     }
 
     fn keeps_each(&self, schemas: &Value, value: &Value) -> Result<(), String> {
