@@ -3,6 +3,7 @@
 Whatever is waited for is waited for with one patience, and what did not come is told with what was expected and what came instead.
 """
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import signal
 import time
 
 PATIENCE_SECONDS = 30
+SHOWN_MAX = 10
 SWITCHES = [(1, "Front door", True, 3), (2, "Workshop", False, 0), (3, "Greenhouse", True, 7)]
 
 
@@ -19,8 +21,15 @@ class Unexpected(Exception):
 
 
 def expect(what, came, expected):
-    if came != expected:
-        raise Unexpected(f"{what}\n    expected {expected!r}\n    came     {came!r}")
+    if came == expected:
+        return
+    if isinstance(came, list) and isinstance(expected, list) and max(len(came), len(expected)) > SHOWN_MAX:
+        # Long stories are told from shortly before where they part.
+        parts = next((at for at, pair in enumerate(zip(came, expected)) if pair[0] != pair[1]), min(len(came), len(expected)))
+        shown = slice(max(0, parts - 2), parts + SHOWN_MAX)
+        what = f"{what}: of {len(expected)} expected and {len(came)} that came, from {shown.start} on"
+        came, expected = came[shown], expected[shown]
+    raise Unexpected(f"{what}\n    expected {expected!r}\n    came     {came!r}")
 
 
 async def soon(what, waiting):
@@ -60,11 +69,20 @@ class Child:
         line = await soon(what, self.process.stdout.readline())
         return line.decode().rstrip("\n") if line else None
 
-    async def end(self, how=signal.SIGKILL):
+    def send(self, how):
+        # Not by the process's own method: that may take the exit code away from the one that waits for it.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.process.pid, how)
+
+    async def kill(self, how=signal.SIGKILL):
         """Sends a signal, and returns what else it printed."""
         if self.process.returncode is None:
-            self.process.send_signal(how)
-        rest = await soon(f"the end of a program after {how.name}", self.process.stdout.read())
+            self.send(how)
+        return await self.end()
+
+    async def end(self):
+        """Waits for its end, and returns what else it printed."""
+        rest = await soon("the end of a program", self.process.stdout.read())
         await self.process.wait()
         await self.complaining
         return rest.decode().splitlines()
@@ -86,7 +104,7 @@ class Gateway:
         line = await self.child.line("the line with the addresses")
         told = re.fullmatch(r"listening on http://(127\.0\.0\.1:\d+) ws://\1/v1/feed", line or "")
         if not told:
-            await self.child.end()
+            await self.child.kill()
             raise Unexpected(f"the gateway's first line\n    expected the addresses\n    came     {line}, and {self.child.complaints}")
         self.address = told[1]
         await until("a line to try, on standard error", lambda: self.line_to_try() is not None, True)
@@ -96,13 +114,13 @@ class Gateway:
         return next((line.split(maxsplit=1)[1] for line in self.child.complaints if line.startswith("  Try ")), None)
 
     async def kill(self):
-        await self.child.end(signal.SIGKILL)
+        await self.child.kill()
 
     async def sql(self, *statements):
         """Each statement in a transaction of its own; what they return."""
         commands = [part for statement in statements for part in ("-c", statement)]
         psql = await Child.start(*self.psql, "-qAtX", "-v", "ON_ERROR_STOP=1", *commands)
-        lines = await psql.end(signal.SIGCONT)
+        lines = await psql.end()
         expect(f"psql with {statements[0][:60]!r}: {psql.complaints}", psql.process.returncode, 0)
         return lines
 
@@ -145,3 +163,7 @@ class Story:
 
 def is_a(kind):
     return lambda frame: frame["type"] == kind
+
+
+def has_an_update(frame):
+    return any(change["op"] == "update" for change in frame.get("changes", []))
