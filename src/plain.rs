@@ -26,6 +26,8 @@ use crate::subscription::{self, Ended};
 const RETRY_MS: u64 = 2000;
 /// What some proxies and browsers want to see before they pass anything on, in bytes.
 const PADDING_BYTES: usize = 2048;
+/// How long an answer may wait for the commits that had returned when it was asked for.
+const UP_TO_DATE_PATIENCE: Duration = Duration::from_secs(10);
 /// How many commits a page has unless it is told.
 pub const LIMIT_DEFAULT: usize = 100;
 /// How many commits a page may have.
@@ -43,6 +45,30 @@ pub struct Reading {
     ended: bool,
     /// The payloads that were taken out of the outbox.
     taken: VecDeque<Bytes>,
+}
+
+/// Waits until the hub has every commit that had returned by now, so that a client finds its own writes in what it asks for.
+///
+/// Without PostgreSQL there is nothing to wait for here: the subscription waits for it.
+pub async fn up_to_date(shared: &Shared) -> Result<(), Refusal> {
+    if !*shared.hub.database().borrow() {
+        return Ok(());
+    }
+    let since = std::time::Instant::now();
+    let catching_up = async {
+        let newest = shared.snapshots.numbered_since(since).await?;
+        let mut heads = shared.hub.heads();
+        // The hub lives as long as the gateway.
+        let _ = heads.wait_for(|head| head.is_some_and(|head| head.cursor.position >= newest)).await;
+        anyhow::Ok(())
+    };
+    let failed = match timeout(UP_TO_DATE_PATIENCE, catching_up).await {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(error)) => format!("{error:#}"),
+        Err(_) => format!("the newest commits did not come within {} s", UP_TO_DATE_PATIENCE.as_secs()),
+    };
+    let message = format!("{failed}; try again, and if it stays so let the operator run \"switchboard check\"");
+    Err(Refusal::unavailable("failed", &message))
 }
 
 impl Reading {

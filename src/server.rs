@@ -34,7 +34,7 @@ use crate::plain::{Answer, PageRequest, Reading};
 use crate::protocol::{From, OnReset, Request};
 use crate::socket::Socket;
 use crate::subscriber::{self, Shared, Spoken};
-use crate::{page, selection};
+use crate::{page, plain, selection};
 
 /// How many connections may be busy with plain HTTP beside the subscribers.
 const REQUESTS_MAX: usize = 1024;
@@ -288,8 +288,8 @@ impl Server {
             && says(header::CONNECTION, "upgrade")
             && says(header::UPGRADE, "websocket");
         if !asks || upgrade.is_none() {
-            let remedy =
-                "this address speaks WebSocket; open it with new WebSocket(\"ws://…\") or a client of that kind";
+            let remedy = "this address speaks WebSocket; open it with new WebSocket(\"ws://…\") or a client of that kind \
+                 (/v1/feed also gives server-sent events to those who send Accept: text/event-stream)";
             return Err(Refusal::new(StatusCode::UPGRADE_REQUIRED, "websocket_only", remedy));
         }
         if !says(header::SEC_WEBSOCKET_VERSION, "13") {
@@ -349,6 +349,9 @@ impl Server {
             Ok(page) => page,
             Err(mistake) => return Refusal::wrong(&mistake).into_response(),
         };
+        if let Err(refusal) = plain::up_to_date(&self.shared).await {
+            return refusal.into_response();
+        }
         if page.oldest {
             page.request.from = match self.shared.log.look(0).await {
                 Ok(extent) => From::Cursor(extent.oldest.to_string()),
@@ -368,6 +371,9 @@ impl Server {
             From::Snapshot => Ok(Request { on_reset: OnReset::Close, ..request }),
             _ => Err("from is for /v1/feed and /v1/changes; a snapshot is of now, so leave it out".to_owned()),
         });
+        if let Err(refusal) = plain::up_to_date(&self.shared).await {
+            return refusal.into_response();
+        }
         self.read(request, headers, cut, async |answer: Answer, reading| answer.snapshot(reading).await).await
     }
 

@@ -42,6 +42,8 @@ pub struct Snapshots {
     /// Wakes the feed, which is to bring what was numbered here.
     nudge: Arc<Notify>,
     store: Store,
+    /// When the last numbering for others began, and what it found. Held while one is under way.
+    last_numbering: tokio::sync::Mutex<Option<(Instant, Position)>>,
     recent: Mutex<HashMap<Sought, Arc<Snapshot>>>,
 }
 
@@ -169,7 +171,7 @@ pub enum Piece {
 impl Snapshots {
     /// Snapshots read over the connections of `readers`.
     pub fn new(readers: Log, numbering: Log, nudge: Arc<Notify>, store: Store) -> Snapshots {
-        Snapshots { readers, numbering, nudge, store, recent: Mutex::default() }
+        Snapshots { readers, numbering, nudge, store, last_numbering: Default::default(), recent: Mutex::default() }
     }
 
     /// The current rows: a reading that is under way or only just finished, or else a new one. `life` is that of the hub's positions
@@ -223,12 +225,7 @@ impl Snapshots {
         let visible = Visible::parse(row.try_get(0)?).context("PostgreSQL gave no snapshot")?;
         let Cursor { epoch, position: head, .. } = self.readers.look_on(&connection, 0).await?.head;
         // After this, whatever the rows hold has a position.
-        let numbered = self.numbering.number().await?;
-        if numbered.commits > 0 {
-            self.numbering.say(Word::StandIn).await?;
-        }
-        let covered = numbered.head;
-        self.nudge.notify_one();
+        let covered = self.number().await?;
         for pick in &picks {
             let name = &pick.watched.table.name;
             self.read_table(&connection, pick, snapshot).await.with_context(|| format!("reading {name}"))?;
@@ -236,6 +233,30 @@ impl Snapshots {
         connection.within(connection.batch_execute("commit")).await?;
         connection.give_back();
         Ok(Join { epoch, head, visible, covered })
+    }
+
+    /// Gives positions to what has committed until now, and tells the feed. Returns the newest.
+    async fn number(&self) -> Result<Position> {
+        let numbered = self.numbering.number().await?;
+        if numbered.commits > 0 {
+            self.numbering.say(Word::StandIn).await?;
+        }
+        self.nudge.notify_one();
+        Ok(numbered.head)
+    }
+
+    /// The position of the newest commit that had returned at `since`. Those who ask at the same time share one numbering.
+    pub async fn numbered_since(&self, since: Instant) -> Result<Position> {
+        let mut last = self.last_numbering.lock().await;
+        if let Some((began, head)) = *last
+            && began >= since
+        {
+            return Ok(head);
+        }
+        let began = Instant::now();
+        let head = self.number().await?;
+        *last = Some((began, head));
+        Ok(head)
     }
 
     /// Begins a transaction in which nobody can alter or empty the tables, before it has its snapshot: one that is rewritten or

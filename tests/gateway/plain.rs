@@ -310,6 +310,34 @@ async fn changes_come_in_pages_that_join() {
 }
 
 #[tokio::test]
+async fn whoever_asks_finds_what_was_committed_before() {
+    let db = Database::with_switch().await;
+    let gateway = Gateway::start(&db).await;
+    gateway.follow("from=now").await;
+    let mut cursor = get(&gateway, "/v1/changes?from=now").await["cursor"].as_str().unwrap().to_owned();
+
+    for level in 0..30 {
+        db.run(&[&format!("update switch set level = {level} where id = 1")]).await;
+        let page = get(&gateway, &format!("/v1/changes?from={cursor}")).await;
+        let told: Vec<&Value> =
+            page["commits"].as_array().unwrap().iter().map(|commit| &commit["changes"][0]["new"]["level"]).collect();
+        assert_eq!(told, [level]);
+        cursor = page["cursor"].as_str().unwrap().to_owned();
+
+        // Others may have read the rows a moment ago; what came since completes them.
+        db.run(&[&format!("update switch set level = {level} where id = 2")]).await;
+        let snapshot = get(&gateway, "/v1/snapshot?table=switch").await;
+        let rows = snapshot["tables"][0]["rows"].as_array().unwrap();
+        let row = rows.iter().find(|row| row["id"] == 2).unwrap()["level"].clone();
+        let commits = snapshot["commits"].as_array().unwrap().iter();
+        let news = commits.flat_map(|commit| commit["changes"].as_array().unwrap()).map(|change| &change["new"]);
+        let last = news.filter(|new| new["id"] == 2).last().map_or(row, |new| new["level"].clone());
+        assert_eq!(last, level);
+        cursor = snapshot["cursor"].as_str().unwrap().to_owned();
+    }
+}
+
+#[tokio::test]
 async fn a_request_may_wait_for_the_next_commit() {
     let db = Database::with_switch().await;
     let gateway = Gateway::start(&db).await;
