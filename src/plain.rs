@@ -120,7 +120,12 @@ fn refusal(payload: &[u8]) -> Refusal {
 
 fn gone(payload: &[u8]) -> Refusal {
     let frame: Value = serde_json::from_slice(payload).unwrap_or_default();
-    let message = "the cursor cannot be served (see reason); take a snapshot, and go on from its cursor";
+    let message = match frame["reason"] == "unknown" {
+        true => {
+            "from= is no cursor, which comes from a frame or an answer of this gateway; take a snapshot, and go on from its cursor"
+        }
+        false => "the cursor cannot be served (see reason); take a snapshot, and go on from its cursor",
+    };
     let error = json!({"code": "gone", "message": message, "reason": frame["reason"], "oldest": frame["oldest"]});
     Refusal { status: StatusCode::GONE, error }
 }
