@@ -110,7 +110,12 @@ pub(super) fn list(words: impl IntoIterator<Item = impl Into<String>>) -> String
 impl Expression {
     /// One filter that holds where all of these hold.
     pub fn and(expressions: Vec<Expression>) -> Expression {
-        let mut trees: Vec<Tree> = expressions.into_iter().map(|expression| expression.0).collect();
+        // Side by side, however many there are: nesting is what recursion has to be safe from.
+        let side_by_side = expressions.into_iter().flat_map(|expression| match expression.0 {
+            Tree::All(trees) => trees,
+            tree => vec![tree],
+        });
+        let mut trees: Vec<Tree> = side_by_side.collect();
         match trees.pop() {
             Some(tree) if trees.is_empty() => Expression(tree),
             Some(tree) => {

@@ -170,6 +170,23 @@ async fn a_selection_that_cannot_be_is_refused_with_what_is_there() {
 }
 
 #[tokio::test]
+async fn filters_that_are_given_again_all_have_to_hold_up_to_a_bound() {
+    let db = Database::with_switch().await;
+    let gateway = Gateway::start(&db).await;
+    let query = format!("table=switch&where=level.lt.7{}", "&where=id.gt.1".repeat(200));
+    let mut client = gateway.subscribe(&query).await;
+    let mut greedy = gateway.subscribe(&format!("table=switch{}", "&where=id.gt.1".repeat(1000))).await;
+
+    let (rows, _) = client.snapshot().await;
+    db.run(&["update switch set level = 2"]).await;
+
+    let error = greedy.next_of("error", &["hello"]).await;
+    assert!(error["message"].as_str().unwrap().contains("more than 256 conditions"), "{error}");
+    assert_eq!(ids(&rows), [2, 4]);
+    assert_eq!(told(&client.changes().await), ["update stay 2", "update enter 3", "update stay 4"]);
+}
+
+#[tokio::test]
 async fn one_subscription_of_several_tables_gets_one_commit_for_a_transaction() {
     let db = Database::with_switch().await;
     db.run(&["create table note (id int primary key, level int)"]).await;
