@@ -114,7 +114,7 @@ fn watched() -> Result<Arc<Watched>> {
     }]);
     let name = TableName::new("public", "t");
     let table = Arc::new(Table { watch: 1, name, key: Some(vec!["id".into()]), partitioned: false, active: true });
-    Ok(Arc::new(Watched { table, columns: filter::columns(&column.to_string())?, fingerprint: String::new() }))
+    Ok(Arc::new(Watched::new(table, filter::columns(&column.to_string())?)))
 }
 
 fn kind(watched: &Arc<Watched>, filter: &str) -> Result<Kind> {

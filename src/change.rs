@@ -140,6 +140,8 @@ pub enum Op {
     Delete,
     /// All rows of the table went at once; neither `old` nor `new`.
     Truncate,
+    /// What happened cannot be told: who follows the table has to begin anew. Never sent; neither `old` nor `new`.
+    Reset,
 }
 
 impl Op {
@@ -150,6 +152,7 @@ impl Op {
             Op::Update => "update",
             Op::Delete => "delete",
             Op::Truncate => "truncate",
+            Op::Reset => "reset",
         }
     }
 }
@@ -414,6 +417,24 @@ fn encode_columns(row: &Fields<'_>, columns: &[String], out: &mut Vec<u8>) -> Re
     }
     out.push(b'}');
     Ok(())
+}
+
+/// The row without these columns.
+pub fn without(row: &RawValue, columns: &[String]) -> Box<RawValue> {
+    let kept: Vec<_> =
+        fields(row).0.into_iter().filter(|(name, _)| !columns.iter().any(|column| column == name)).collect();
+    let mut out = vec![b'{'];
+    for (index, (name, value)) in kept.iter().enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        write_json(&mut out, name);
+        out.push(b':');
+        out.extend_from_slice(value.get().as_bytes());
+    }
+    out.push(b'}');
+    let text = String::from_utf8(out).expect("names and values were texts");
+    RawValue::from_string(text).expect("an object of JSON values is JSON")
 }
 
 fn differing<'a>(old: &Fields<'_>, new: &Fields<'a>) -> Vec<Cow<'a, str>> {

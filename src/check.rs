@@ -17,7 +17,7 @@ const VERSION_LEAST: i32 = 130_000;
 /// The tables that grow and shrink with the log.
 const LOG_TABLES: &[&str] = &["log", "mark", "commit", "forgotten"];
 
-/// So many deleted rows wait for autovacuum at any time; it is told to come for 20,000 of a table (`sql/05_retention.sql`).
+/// So many deleted rows wait for autovacuum at any time; it is told to come for 20,000 of a table (`sql/schema/01_log.sql`).
 const DEAD_ROWS_FEW: i64 = 500_000;
 
 /// One thing looked at.
@@ -109,6 +109,8 @@ async fn look(client: &Client, database: &tokio_postgres::Config, findings: &mut
     look_at_rights(client, user, findings).await?;
     look_at_doorbell(database, findings).await;
     look_at_tables(client, findings).await?;
+    look_at_strays(client, findings).await?;
+    look_at_publications(client, findings).await?;
     look_at_log(client, findings).await
 }
 
@@ -142,7 +144,7 @@ async fn look_at_rights(client: &Client, user: &str, findings: &mut Vec<Finding>
                   and has_table_privilege('switchboard.numbering', 'delete')
                   and bool_and(has_function_privilege(oid, 'execute'))
                from pg_proc where pronamespace = 'switchboard'::regnamespace
-                              and proname in ('number', 'read', 'look', 'head', 'open', 'tables', 'trim')";
+                              and proname = any (switchboard.called_by_gateways())";
     let may: Option<bool> = client.query_one(sql, &[]).await.map_err(told)?.get(0);
     findings.push(match may {
         Some(true) => good(format!("{user} may run a gateway")),
@@ -179,8 +181,7 @@ async fn look_at_doorbell(database: &tokio_postgres::Config, findings: &mut Vec<
 
 async fn look_at_tables(client: &Client, findings: &mut Vec<Finding>) -> Result<()> {
     let sql = "select format('%I.%I', schema_name, table_name), active, class.oid is not null,
-                      switchboard.captures(relation, '!switchboard_capture', watched.id)
-                      and switchboard.captures(relation, '!switchboard_capture_truncate', watched.id),
+                      switchboard.captures(relation, watched.id),
                       coalesce(has_table_privilege(class.oid, 'select'), false), key_columns is not null,
                       pg_get_userbyid(class.relowner), pg_get_userbyid(capture.proowner),
                       coalesce(pg_has_role(class.relowner, capture.proowner, 'usage'), true)
@@ -228,6 +229,35 @@ async fn look_at_tables(client: &Client, findings: &mut Vec<Finding>) -> Result<
             _ => good(format!("{table} is watched")),
         });
     }
+    Ok(())
+}
+
+/// Triggers that came with a dump and speak for no table: they write nothing, and are confusing.
+async fn look_at_strays(client: &Client, findings: &mut Vec<Finding>) -> Result<()> {
+    // Only the owner of the schema sees the books.
+    let sql = "select distinct relation::regclass::text from switchboard.strays() order by 1";
+    let Ok(rows) = client.query(sql, &[]).await else { return Ok(()) };
+    findings.extend(rows.iter().map(|row| {
+        let table: &str = row.get(0);
+        note(
+            format!("{table} has a trigger of ours that was made for another table: a copy, which captures nothing"),
+            "run: switchboard install, which drops it; and switchboard watch, if the table is to be watched",
+        )
+    }));
+    Ok(())
+}
+
+/// Subscribers of logical replication that copy our schema get a log that means nothing there.
+async fn look_at_publications(client: &Client, findings: &mut Vec<Finding>) -> Result<()> {
+    let sql = "select distinct pubname::text from pg_publication_tables where schemaname = 'switchboard' order by 1";
+    let rows = client.query(sql, &[]).await.map_err(told)?;
+    findings.extend(rows.iter().map(|row| {
+        let publication: &str = row.get(0);
+        note(
+            format!("the publication {publication} also publishes the schema \"switchboard\""),
+            "it works, and every change is sent twice; name the tables or the schemas that are meant instead of all",
+        )
+    }));
     Ok(())
 }
 

@@ -244,6 +244,14 @@ impl Feed {
                 self.begin_at(extent.head, reason);
                 break;
             };
+            let follows = |begun: Cursor| parts.first().is_none_or(|part| part.cursor == begun);
+            if let Some(begun) = at.begun.filter(|begun| !follows(*begun)) {
+                tracing::warn!(
+                    "another commit than {begun}, of which a part was told, has its position: all subscribers begin anew"
+                );
+                self.begin_at(self.log.look(at.cursor.position).await?.head, "nonce");
+                break;
+            }
             self.hub.publish(&parts);
             self.metrics.published(&parts);
             for part in &parts {

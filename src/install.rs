@@ -7,17 +7,24 @@ use tokio_postgres::{Client, NoTls};
 use crate::config::CONNECT_PATIENCE;
 use crate::log::told;
 
-/// The steps, in order. A released one is never edited.
-pub const STEPS: &[(i32, &str, &str)] = &[
-    (1, "log", include_str!("../sql/01_log.sql")),
-    (2, "capture", include_str!("../sql/02_capture.sql")),
-    (3, "feed", include_str!("../sql/03_feed.sql")),
-    (4, "watch", include_str!("../sql/04_watch.sql")),
-    (5, "retention", include_str!("../sql/05_retention.sql")),
-    (6, "pages", include_str!("../sql/06_pages.sql")),
+/// The steps that make and change tables, in order. A released one is never edited.
+pub const STEPS: &[(i32, &str, &str)] = &[(1, "log", include_str!("../sql/schema/01_log.sql"))];
+
+/// The functions, which every installation applies again.
+const FUNCTIONS: &[(&str, &str)] = &[
+    ("capture", include_str!("../sql/capture.sql")),
+    ("number", include_str!("../sql/number.sql")),
+    ("read", include_str!("../sql/read.sql")),
+    ("epoch", include_str!("../sql/epoch.sql")),
+    ("retention", include_str!("../sql/retention.sql")),
+    ("tables", include_str!("../sql/tables.sql")),
+    ("roles", include_str!("../sql/roles.sql")),
 ];
 const SWITCH: &str = include_str!("../sql/switch.sql");
 const UNINSTALL: &str = include_str!("../sql/uninstall.sql");
+
+/// How many steps the schema had before they were folded into one, which was never released.
+const UNRELEASED_STEPS: usize = 6;
 
 /// How long a command waits for a table that is in use; local to its transaction, since a pooler may share the session.
 const BOUNDED: &str = "set local lock_timeout = '10s'; set local client_min_messages = warning";
@@ -41,6 +48,11 @@ pub async fn install(client: &mut Client, switch: bool, gateway_role: Option<&st
         .await
         .map_err(told)?;
     let applied = applied(&transaction).await?;
+    if applied.len() == UNRELEASED_STEPS {
+        bail!(
+            "the database has the schema of a version before the first release; run \"switchboard uninstall\", then \"switchboard install\""
+        );
+    }
     if let Some(newer) = applied.iter().find(|applied| STEPS.iter().all(|(number, ..)| number != *applied)) {
         bail!("the database has step {newer}, which this version does not know; use a newer switchboard");
     }
@@ -54,10 +66,22 @@ pub async fn install(client: &mut Client, switch: bool, gateway_role: Option<&st
         step.await.map_err(told).with_context(|| format!("step {number}, {name}"))?;
         steps.push(format!("{number} ({name})"));
     }
+    for (name, sql) in FUNCTIONS {
+        transaction.batch_execute(sql).await.map_err(told).with_context(|| format!("the functions of {name}"))?;
+    }
     let mut said = match steps.is_empty() {
         true => format!("installed already, up to step {}", STEPS.len()),
         false => format!("applied step {}", steps.join(", ")),
     };
+    let strays: Vec<String> = transaction
+        .query_one("select switchboard.drop_strays()", &[])
+        .await
+        .map_err(told)
+        .context("triggers that belong to no watched table")?
+        .get(0);
+    if !strays.is_empty() {
+        said.push_str(&format!("; dropped copies of triggers on {}", strays.join(", ")));
+    }
     if switch {
         transaction.batch_execute(SWITCH).await.map_err(told).context("the table public.switch")?;
         said.push_str("; watching public.switch");

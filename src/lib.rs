@@ -2,10 +2,10 @@
 //!
 //! # The path of a change
 //!
-//! 1. A row changes. The trigger of `sql/02_capture.sql` writes it to the log, inside the user's transaction; while that commits, another
+//! 1. A row changes. The trigger of `sql/capture.sql` writes it to the log, inside the user's transaction; while that commits, another
 //!    one draws the transaction's mark and rings the doorbell, if the feed sleeps.
 //! 2. The [`listener`] hears the doorbell and wakes the [`feed`].
-//! 3. The feed has the transaction numbered (`switchboard.number()` in `sql/05_retention.sql`), so that it has a position, and reads it
+//! 3. The feed has the transaction numbered (`switchboard.number()` in `sql/number.sql`), so that it has a position, and reads it
 //!    from the [`log`] as parts of commits, made of [`change`]s.
 //! 4. The [`hub`] finds by its values which kinds of subscription may want it, encodes it once for each kind that does, as its
 //!    [`selection`] and the [`protocol`] say, appends it to the history that all subscriptions of that kind share, and wakes them. It waits

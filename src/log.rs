@@ -1,8 +1,9 @@
-//! The log: every statement that gateways send to PostgreSQL's side of it (`sql/`, steps 3, 5 and 6), over a pool.
+//! The log: every statement that gateways send to PostgreSQL's side of it (`sql/`), over a pool.
 //!
 //! It reads in pages bounded in rows and bytes and checks that they join without a hole. Statements are unnamed, so that they also
 //! work through a pooler. When to number, and what to do with what was read, it leaves to others.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,10 +13,11 @@ use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, PoolError, Recycli
 use serde_json::value::RawValue;
 use tokio::sync::watch;
 use tokio::time::timeout;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{NoTls, Row};
 
-use crate::change::{Change, Cursor, Epoch, Op, Part, Place, Position, Table, TableName};
+use crate::change::{Change, Cursor, Epoch, Op, Part, Place, Position, Table, TableName, without};
 use crate::config::{
     CATCH_UP_BYTES_MAX, CATCH_UP_CHANGES_MAX, FRAME_BYTES_MAX, Kept, LINK_PATIENCE, PAGE_BYTES_MAX, PAGE_CHANGES_MAX,
     STATEMENT_PATIENCE, TRIM_BYTES_MAX, TRIM_CHANGES_MAX, TRIM_COMMITS_MAX,
@@ -34,6 +36,23 @@ pub struct Log {
     oldest: Arc<Mutex<Hint>>,
     /// When the link to PostgreSQL was found dead last.
     hung_up: Arc<watch::Sender<Option<Instant>>>,
+    complaints: Arc<Complaints>,
+}
+
+/// The tables of which it was said that a change of theirs cannot be read: once each is enough.
+#[derive(Default)]
+struct Complaints(Mutex<HashSet<i32>>);
+
+/// About how many tables it is remembered that there was a complaint. Any number may stand in the log.
+const COMPLAINTS_MAX: usize = 1000;
+
+impl Complaints {
+    /// Whether this is the first one about the table.
+    fn is_first(&self, watch: i32) -> bool {
+        // A set stays whole whatever panicked beside it.
+        let mut about = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        about.len() < COMPLAINTS_MAX && about.insert(watch)
+    }
 }
 
 /// The oldest position that was seen, and its epoch: the oldest of now is that or a later one. Looking for it starts here, and need not
@@ -79,10 +98,9 @@ impl Extent {
         }
     }
 
-    /// How many commits the log holds.
+    /// How many commits the log holds: those after the oldest position.
     pub fn commits(&self) -> i64 {
-        // Position 0 is no commit.
-        self.head.position - self.oldest.position.max(1) + 1
+        self.head.position - self.oldest.position
     }
 }
 
@@ -184,6 +202,7 @@ impl Log {
             looking_up: Arc::default(),
             oldest: Arc::default(),
             hung_up: Arc::default(),
+            complaints: Arc::default(),
         }
     }
 
@@ -270,7 +289,7 @@ impl Log {
     /// One message, so that the lock never waits for this side of the wire.
     pub async fn number(&self) -> Result<Numbered> {
         let sql = "set transaction isolation level repeatable read; lock table switchboard.numbering in exclusive mode;
-                   select head, head_nonce, numbered from switchboard.number(false)";
+                   select head, head_nonce, numbered from switchboard.number()";
         let connection = self.connection().await?;
         let messages = connection.within(connection.simple_query(sql)).await?;
         connection.give_back();
@@ -311,42 +330,122 @@ impl Log {
             return Ok(Page::Parts(Vec::new()));
         }
         let sql = "select position, nonce, xid, at, last_serial, serial, watch, op, old, new
-                   from switchboard.read($1, $2, $3, $4, $5, $6, $7)";
+                   from switchboard.read($1, $2, $3, $4, $5, $6, $7, $8)";
         let nonce = i32::try_from(known.nonce).context("a nonce has four digits of base 36")?;
-        let values: &[(&(dyn ToSql + Sync), Type)] = &[
-            (&known.position, Type::INT8),
-            (&nonce, Type::INT4),
-            (&place.position, Type::INT8),
-            (&place.serial, Type::INT8),
-            (&until, Type::INT8),
-            (&size.changes_max, Type::INT4),
-            (&size.bytes_max, Type::INT8),
-        ];
-        let rows = self.query(sql, values).await?;
+        let page = async |careful: bool| {
+            let values: &[(&(dyn ToSql + Sync), Type)] = &[
+                (&known.position, Type::INT8),
+                (&nonce, Type::INT4),
+                (&place.position, Type::INT8),
+                (&place.serial, Type::INT8),
+                (&until, Type::INT8),
+                (&size.changes_max, Type::INT4),
+                (&size.bytes_max, Type::INT8),
+                (&careful, Type::BOOL),
+            ];
+            let connection = self.connection().await?;
+            let asking = connection.query_typed(sql, values);
+            let rows = connection.within(async { Ok(asking.await) }).await?;
+            connection.give_back();
+            anyhow::Ok(rows)
+        };
+        let rows = match page(false).await? {
+            // One row that cannot be read must not stop the others.
+            Err(error) if error.code().is_some_and(is_of_a_row) => page(true).await?,
+            rows => rows,
+        };
+        let rows = rows.map_err(told)?;
         let tables = self.tables();
-        match join(known.epoch, place, &rows, &tables, None)? {
+        match self.join(known.epoch, place, &rows, &tables, None)? {
             Some(page) => Ok(page),
             // A table was watched, or its key renamed, since they were last looked up.
             None => {
                 let fresh = self.refresh_tables().await?;
-                join(known.epoch, place, &rows, &fresh, Some(&tables))?.context("a second look settles every row")
+                self.join(known.epoch, place, &rows, &fresh, Some(&tables))?.context("a second look settles every row")
             }
         }
     }
 
+    /// Makes parts of rows, and checks that they follow `place` and one another without a hole.
+    ///
+    /// `None` where a row does not fit its table as it was last looked up: look again, and bring what was known `before`.
+    fn join(
+        &self,
+        epoch: Epoch,
+        place: Place,
+        rows: &[Row],
+        tables: &Tables,
+        before: Option<&Tables>,
+    ) -> Result<Option<Page>> {
+        let mut parts: Vec<Part> = Vec::new();
+        let mut at = place;
+        let mut part_bytes = 0;
+        for row in rows {
+            let (position, serial, last_serial): (i64, i64, i64) =
+                (row.try_get("position")?, row.try_get("serial")?, row.try_get("last_serial")?);
+            if position != at.position + 1 {
+                return Ok(Some(Page::Overtaken));
+            }
+            if at.serial.is_some_and(|before| serial <= before) {
+                bail!(
+                    "change {serial} of commit {position} came after change {:?}: the log is out of order",
+                    at.serial
+                );
+            }
+            let nonce: i32 = row.try_get("nonce")?;
+            let cursor = Cursor { epoch, position, nonce: nonce.unsigned_abs() };
+            let change = match change(row, serial, tables, before)? {
+                Known::Change(change) => Some(change),
+                Known::Nowhere(watch) => {
+                    // Nothing can be said of it, and to stop at it would stop everything behind it.
+                    if self.complaints.is_first(watch) {
+                        tracing::error!(
+                            "change {serial} of commit {position} is left out: no table of number {watch} is in the books"
+                        );
+                    }
+                    None
+                }
+                Known::Unreadable(table, why) => {
+                    if self.complaints.is_first(table.watch) {
+                        tracing::error!(
+                            "a change of {} at position {position} cannot be read: {why}; who follows the table begins anew, now and whenever that happens again; see switchboard check",
+                            table.name
+                        );
+                    }
+                    Some(Change::new(serial, table, Op::Reset, None, None))
+                }
+                Known::Unsettled => return Ok(None),
+            };
+            let begins = at.serial.is_none();
+            if begins || parts.is_empty() || part_bytes >= FRAME_BYTES_MAX {
+                let (tx, written): (&str, &str) = (row.try_get("xid")?, row.try_get("at")?);
+                let tx = tx.parse().with_context(|| format!("the log names transaction {tx:?}"))?;
+                parts.push(Part {
+                    cursor,
+                    tx,
+                    at: written.to_owned(),
+                    changes: Vec::new(),
+                    first: begins,
+                    last: false,
+                    end: serial,
+                });
+                part_bytes = 0;
+            }
+            part_bytes += change.as_ref().map_or(0, Change::bytes);
+            let part = parts.last_mut().expect("one was pushed above unless there was one");
+            part.end = serial;
+            part.changes.extend(change);
+            part.last = serial == last_serial;
+            at = if part.last { Place::after(position) } else { Place { serial: Some(serial), ..at } };
+        }
+        // Asked for something behind the head's beginning, the log has to answer with something.
+        Ok(Some(if parts.is_empty() { Page::Overtaken } else { Page::Parts(parts) }))
+    }
+
     /// The tables as they are now: renamed, retyped, with another key, new, or gone. What did not change stays the same value.
     pub async fn refresh_tables(&self) -> Result<Tables> {
-        // Everything about columns that could make a difference, without the cost of spelling it out.
-        let sql = "select t.id, t.schema_name, t.table_name, t.key_columns, t.partitioned, t.active, c.oid, (
-                       select pg_catalog.md5(pg_catalog.string_agg(pg_catalog.concat_ws(' ', a.attname, a.atttypid, a.atttypmod,
-                           a.attcollation, (select pg_catalog.string_agg(e.enumlabel, ',' order by e.enumsortorder)
-                                            from pg_catalog.pg_enum as e
-                                            where e.enumtypid in (y.oid, y.typbasetype))), ';' order by a.attnum))
-                       from pg_catalog.pg_attribute as a join pg_catalog.pg_type as y on y.oid = a.atttypid
-                       where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped)
-                   from switchboard.tables() as t
-                   left join pg_catalog.pg_namespace as n on n.nspname = t.schema_name and t.active
-                   left join pg_catalog.pg_class as c on c.relnamespace = n.oid and c.relname = t.table_name";
+        let sql = "select id, schema_name, table_name, key_columns, partitioned, active, relation, fingerprint, careful, left_out
+                   from switchboard.tables()";
         let began = Instant::now();
         let known = self.tables();
         let mut fresh = Tables::new();
@@ -359,20 +458,26 @@ impl Log {
                 partitioned: row.try_get(4)?,
                 active: row.try_get(5)?,
             };
-            let fingerprint = row.try_get::<_, Option<String>>(7)?.unwrap_or_default();
-            match known.get(&table.watch) {
-                Some(before) if *before.table == table && before.fingerprint == fingerprint => {
-                    fresh.insert(table.watch, before.clone());
+            let relation: Option<u32> = row.try_get(6)?;
+            let watched = Watched {
+                table: Arc::new(table),
+                columns: Vec::new(),
+                fingerprint: row.try_get(7)?,
+                careful: row.try_get(8)?,
+                left_out: row.try_get::<_, Option<_>>(9)?.unwrap_or_default(),
+            };
+            match known.get(&watched.table.watch) {
+                Some(before) if before.is_described_by(&watched) => {
+                    fresh.insert(before.table.watch, before.clone());
                 }
-                _ => unknown.push((table, row.try_get::<_, Option<u32>>(6)?, fingerprint)),
+                _ => unknown.push((watched, relation)),
             }
         }
-        for (table, oid, fingerprint) in unknown {
-            let columns = match oid {
-                Some(oid) => self.columns(oid).await?,
-                None => Vec::new(),
-            };
-            fresh.insert(table.watch, Arc::new(Watched { table: Arc::new(table), columns, fingerprint }));
+        for (mut watched, relation) in unknown {
+            if let Some(relation) = relation.filter(|_| watched.table.active) {
+                watched.columns = self.columns(relation).await?;
+            }
+            fresh.insert(watched.table.watch, Arc::new(watched));
         }
         let mut last = self.lock_tables();
         last.version += u64::from(last.tables != fresh);
@@ -469,6 +574,11 @@ impl Log {
     }
 }
 
+/// Whether an error is one of a row that is read, not of the connection or the server: it has no form in UTF-8, is damaged, or too large.
+fn is_of_a_row(code: &SqlState) -> bool {
+    ["22", "54", "XX"].iter().any(|class| code.code().starts_with(class))
+}
+
 /// Waits for a statement no longer than its patience.
 pub async fn within<T>(patience: Duration, work: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T> {
     let done = timeout(patience, work).await;
@@ -532,92 +642,69 @@ impl Drop for Borrowed {
     }
 }
 
-/// Makes parts of rows, and checks that they follow `place` and one another without a hole.
-///
-/// `None` where a row does not fit its table as it was last looked up: look again, and bring what was known `before`.
-fn join(epoch: Epoch, place: Place, rows: &[Row], tables: &Tables, before: Option<&Tables>) -> Result<Option<Page>> {
-    let mut parts: Vec<Part> = Vec::new();
-    let mut at = place;
-    let mut part_bytes = 0;
-    for row in rows {
-        let (position, serial, last_serial): (i64, i64, i64) =
-            (row.try_get("position")?, row.try_get("serial")?, row.try_get("last_serial")?);
-        if position != at.position + 1 {
-            return Ok(Some(Page::Overtaken));
-        }
-        if at.serial.is_some_and(|before| serial <= before) {
-            bail!("change {serial} of commit {position} came after change {:?}: the log is out of order", at.serial);
-        }
-        let nonce: i32 = row.try_get("nonce")?;
-        let cursor = Cursor { epoch, position, nonce: nonce.unsigned_abs() };
-        let change = match change(row, serial, tables, before)? {
-            Known::Change(change) => Some(change),
-            Known::Nowhere(watch) => {
-                // Nothing can be said of it, and to stop at it would stop everything behind it.
-                tracing::error!("change {serial} of commit {position} is left out: nobody watched table {watch}");
-                None
-            }
-            Known::Unsettled => return Ok(None),
-        };
-        let begins = at.serial.is_none();
-        if begins || parts.is_empty() || part_bytes >= FRAME_BYTES_MAX {
-            let (tx, written): (&str, &str) = (row.try_get("xid")?, row.try_get("at")?);
-            let tx = tx.parse().with_context(|| format!("the log names transaction {tx:?}"))?;
-            parts.push(Part {
-                cursor,
-                tx,
-                at: written.to_owned(),
-                changes: Vec::new(),
-                first: begins,
-                last: false,
-                end: serial,
-            });
-            part_bytes = 0;
-        }
-        part_bytes += change.as_ref().map_or(0, Change::bytes);
-        let part = parts.last_mut().expect("one was pushed above unless there was one");
-        part.end = serial;
-        part.changes.extend(change);
-        part.last = serial == last_serial;
-        at = if part.last { Place::after(position) } else { Place { serial: Some(serial), ..at } };
-    }
-    // Asked for something behind the head's beginning, the log has to answer with something.
-    Ok(Some(if parts.is_empty() { Page::Overtaken } else { Page::Parts(parts) }))
-}
-
 /// What a row of the log becomes.
 enum Known {
     Change(Change),
     /// Its table is none that was ever watched here.
     Nowhere(i32),
+    /// It cannot be told, for this reason.
+    Unreadable(Arc<Table>, String),
     /// It does not fit what is known of its table: look again.
     Unsettled,
 }
 
 fn change(row: &Row, serial: i64, tables: &Tables, before: Option<&Tables>) -> Result<Known> {
     let watch: i32 = row.try_get("watch")?;
+    let Some(watched) = tables.get(&watch) else {
+        return Ok(if before.is_some() { Known::Nowhere(watch) } else { Known::Unsettled });
+    };
+    let table = watched.table.clone();
     let op = match row.try_get("op")? {
         "I" => Op::Insert,
         "U" => Op::Update,
         "D" => Op::Delete,
         "T" => Op::Truncate,
-        other => bail!("the log names operation {other:?}, which this version does not know; upgrade the gateway"),
+        "R" => Op::Reset,
+        other => return Ok(Known::Unreadable(table, format!("this version does not know the operation {other:?}"))),
     };
-    let json = |column| -> Result<Option<Box<RawValue>>> {
-        let text: Option<String> = row.try_get(column)?;
-        text.map(|text| RawValue::from_string(text).context("a row in the log is not JSON")).transpose()
+    let read = |column| -> Result<Result<Option<Box<RawValue>>, String>> {
+        let bytes: Option<&[u8]> = row.try_get(column)?;
+        Ok(bytes.map(|bytes| read_row(bytes, &watched.left_out)).transpose())
     };
-    let Some(table) = tables.get(&watch).map(|watched| &watched.table) else {
-        return Ok(if before.is_some() { Known::Nowhere(watch) } else { Known::Unsettled });
+    let (old, new) = match (read("old")?, read("new")?) {
+        (Ok(old), Ok(new)) => (old, new),
+        (Err(why), _) | (_, Err(why)) => return Ok(Known::Unreadable(table, why)),
     };
-    let change = Change::new(serial, table.clone(), op, json("old")?, json("new")?);
+    let expected = match op {
+        Op::Insert => (false, true),
+        Op::Update => (true, true),
+        Op::Delete => (true, false),
+        Op::Truncate | Op::Reset => (false, false),
+    };
+    if (old.is_some(), new.is_some()) != expected {
+        return Ok(Known::Unreadable(
+            table,
+            format!("it is no {}: a row is missing, or one is there too many", op.name()),
+        ));
+    }
+    let change = Change::new(serial, table, op, old, new);
     if change.fits() {
         return Ok(Known::Change(change));
     }
     let Some(before) = before else { return Ok(Known::Unsettled) };
     // Written before its table's key was renamed; else by a key that nobody remembers.
-    let then = before.get(&watch).map_or(table, |watched| &watched.table).clone();
+    let then = before.get(&watch).unwrap_or(watched).table.clone();
     Ok(Known::Change(Change::new(serial, then, op, change.old, change.new)))
+}
+
+/// A row as it came from the log, without the columns that are left out; or what is wrong with it.
+fn read_row(bytes: &[u8], left_out: &[String]) -> Result<Box<RawValue>, String> {
+    let text = std::str::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_owned())?;
+    if !text.starts_with('{') {
+        return Err("it has no row that is a JSON object".to_owned());
+    }
+    let row = RawValue::from_string(text.to_owned()).map_err(|error| format!("it is not JSON ({error})"))?;
+    Ok(if left_out.is_empty() { row } else { without(&row, left_out) })
 }
 
 /// Which transactions were visible to a transaction of PostgreSQL: the text form of its `pg_snapshot`,

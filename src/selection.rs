@@ -89,15 +89,23 @@ pub struct Wanted<'a> {
 }
 
 impl Selection {
-    /// How much of the change is wanted, if any. Fails where its rows have not the columns that the filter looks at.
+    /// How much of the change is wanted, if any. Fails where that cannot be said: its rows have not the columns that the filter looks at,
+    /// or what happened to a table of these cannot be told.
     pub fn wants(&self, change: &View<'_>) -> Result<Option<Wanted<'_>>, Undecidable> {
-        let Scope::Picked { picks, .. } = &self.0 else { return Ok(Some(Wanted { matched: None, columns: None })) };
         let table = &change.change.table;
+        let untold = change.change.op == Op::Reset;
+        let Scope::Picked { picks, .. } = &self.0 else {
+            let whole = Some(Wanted { matched: None, columns: None });
+            return if untold { Err(Undecidable::Table(table.name.clone())) } else { Ok(whole) };
+        };
         let Some(pick) = picks.iter().find(|pick| pick.watched.table.watch == table.watch) else {
             // Another table under the name of one of ours: ours was dropped, and this one is what there is of it now, or was then.
             let replaced = picks.iter().any(|pick| pick.watched.table.name == table.name);
-            return if replaced { Err(Undecidable { column: table.name.to_string() }) } else { Ok(None) };
+            return if replaced { Err(Undecidable::Table(table.name.clone())) } else { Ok(None) };
         };
+        if untold {
+            return Err(Undecidable::Table(table.name.clone()));
+        }
         let columns = pick.columns.as_deref();
         let Some(filter) = pick.filter.as_ref().filter(|_| change.change.op != Op::Truncate) else {
             return Ok(Some(Wanted { matched: None, columns }));

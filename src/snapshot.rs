@@ -19,9 +19,9 @@ use tokio::time::sleep;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 
-use crate::change::{Cursor, Epoch, Position, Table};
+use crate::change::{Cursor, Epoch, Part, Position, Table};
 use crate::config::{SNAPSHOT_PIECE_BYTES_MAX, SNAPSHOT_SHARED_FOR};
-use crate::log::{AS_CAPTURED, Borrowed, Log, Visible, Word};
+use crate::log::{AS_CAPTURED, Borrowed, Log, Numbered, Visible, Word};
 use crate::protocol::RowsFrame;
 use crate::selection::{Pick, Selection};
 
@@ -154,8 +154,16 @@ pub struct Join {
     pub head: Position,
     /// Which of those behind it are in the rows too.
     pub visible: Visible,
-    /// No commit behind this one is in the rows.
-    pub covered: Position,
+    /// No commit behind this one is in the rows. What `visible` says of those is not to be trusted: a transaction that the rows hold and
+    /// that wrote nothing else may be undone by a crash, and another one then have its number.
+    pub covered: Cursor,
+}
+
+impl Join {
+    /// Whether the rows hold what the part tells.
+    pub fn hold(&self, part: &Part) -> bool {
+        part.cursor.position <= self.covered.position && self.visible.sees(part.tx)
+    }
 }
 
 /// What there is of a snapshot.
@@ -176,11 +184,16 @@ impl Snapshots {
 
     /// The current rows: a reading that is under way or only just finished, or else a new one. `life` is that of the hub's positions
     /// (see [`crate::hub::Head`]) that the stream behind the rows is to follow.
-    pub fn get(self: &Arc<Self>, selection: &Selection, life: u64) -> Arc<Snapshot> {
+    ///
+    /// A reading that began before `asked` is shared only where the tables are as they were then: the stream behind it tells what was
+    /// written since, but not what was done to a table.
+    pub async fn get(self: &Arc<Self>, selection: &Selection, life: u64, asked: Instant) -> Result<Arc<Snapshot>> {
+        // Over other connections than the readers', all of which may be busy with rows.
+        self.numbering.tables_since(asked).await?;
         let mut recent = self.still_recent();
         let wanted = Sought { selection: selection.clone(), life, tables: self.readers.tables_version() };
         if let Some(snapshot) = recent.get(&wanted) {
-            return snapshot.clone();
+            return Ok(snapshot.clone());
         }
         let room = Room { bytes: 0, taken_bytes: self.store.taken_bytes.clone() };
         let frames = Mutex::new(Frames { stored: Vec::new(), room, file: None });
@@ -199,7 +212,7 @@ impl Snapshots {
             sleep(SNAPSHOT_SHARED_FOR).await;
             drop(this.still_recent());
         });
-        snapshot
+        Ok(snapshot)
     }
 
     /// The readings that others may share, without those that are over.
@@ -226,6 +239,7 @@ impl Snapshots {
         let Cursor { epoch, position: head, .. } = self.readers.look_on(&connection, 0).await?.head;
         // After this, whatever the rows hold has a position.
         let covered = self.number().await?;
+        let covered = Cursor { epoch, position: covered.head, nonce: covered.nonce };
         for pick in &picks {
             let name = &pick.watched.table.name;
             self.read_table(&connection, pick, snapshot).await.with_context(|| format!("reading {name}"))?;
@@ -235,14 +249,14 @@ impl Snapshots {
         Ok(Join { epoch, head, visible, covered })
     }
 
-    /// Gives positions to what has committed until now, and tells the feed. Returns the newest.
-    async fn number(&self) -> Result<Position> {
+    /// Gives positions to what has committed until now, and tells the feed.
+    async fn number(&self) -> Result<Numbered> {
         let numbered = self.numbering.number().await?;
         if numbered.commits > 0 {
             self.numbering.say(Word::StandIn).await?;
         }
         self.nudge.notify_one();
-        Ok(numbered.head)
+        Ok(numbered)
     }
 
     /// The position of the newest commit that had returned at `since`. Those who ask at the same time share one numbering.
@@ -254,7 +268,7 @@ impl Snapshots {
             return Ok(head);
         }
         let began = Instant::now();
-        let head = self.number().await?;
+        let head = self.number().await?.head;
         *last = Some((began, head));
         Ok(head)
     }
@@ -406,13 +420,23 @@ fn rows_of(pick: &Pick) -> (String, Vec<String>) {
     let table = source(&pick.watched.table);
     let condition = pick.filter.as_ref().map(|filter| format!(" where {}", filter.sql(ALIAS, &mut params)));
     let condition = condition.unwrap_or_default();
-    let rows = match &pick.columns {
-        None => format!("select row_to_json({ALIAS})::text from {table} as {ALIAS}{condition}"),
+    let watched = &pick.watched;
+    let all = || watched.columns.iter().map(|column| column.name.clone()).collect();
+    let spelt = watched.careful || !watched.left_out.is_empty();
+    // Of a row, as "name.*", and never by its name alone, which may also be that of a column.
+    let rows = match pick.columns.clone().or_else(|| spelt.then(all)) {
+        None => format!("select row_to_json({ALIAS}.*)::text from {table} as {ALIAS}{condition}"),
         Some(columns) => {
-            let columns: Vec<String> = columns.iter().map(|name| format!("{ALIAS}.{}", quoted(name))).collect();
-            let columns = columns.join(", ");
+            let value = |name: &String| {
+                let name = quoted(name);
+                match watched.careful {
+                    true => format!("switchboard.value_as_json({ALIAS}.{name}) as {name}"),
+                    false => format!("{ALIAS}.{name}"),
+                }
+            };
+            let columns = columns.iter().map(value).collect::<Vec<_>>().join(", ");
             format!(
-                "select row_to_json(selected)::text from (select {columns} from {table} as {ALIAS}{condition}) as selected"
+                "select row_to_json(selected.*)::text from (select {columns} from {table} as {ALIAS}{condition}) as selected"
             )
         }
     };

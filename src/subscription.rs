@@ -19,11 +19,11 @@ use tokio::time::{sleep, timeout};
 use crate::change::{Cursor, Place, Position};
 use crate::filter::Undecidable;
 use crate::hub::{self, Head, Joined, News};
-use crate::log::{Page, PageSize, Refused, Visible};
+use crate::log::{Page, PageSize, Refused};
 use crate::outbox::Outlet;
 use crate::protocol::{self, Encoder, Form, From, Kind, OnReset, Request};
 use crate::selection::{Draft, Selection};
-use crate::snapshot::Piece;
+use crate::snapshot::{Join, Piece};
 use crate::subscriber::Shared;
 
 /// How often a step that needs PostgreSQL is tried while PostgreSQL seems to be there.
@@ -241,15 +241,7 @@ impl Subscription {
             return Err(End::Reset { reason: "unknown".into(), oldest: None });
         };
         if cursor != head {
-            let log = self.shared.log.clone();
-            let look = || {
-                let log = log.clone();
-                async move { log.look(cursor.position).await }
-            };
-            let extent = self.with_database(look).await?;
-            if let Some(reason) = extent.refusal(cursor) {
-                return Err(End::Reset { reason: reason.into(), oldest: Some(extent.oldest) });
-            }
+            self.check(cursor).await?;
         }
         self.last = Some(cursor);
         Ok(Start { place: Place::after(cursor.position), skip: None, joined: None })
@@ -257,9 +249,11 @@ impl Subscription {
 
     async fn send_rows(&mut self, head: Cursor) -> Result<Start, End> {
         let (snapshots, selection, life) = (self.shared.snapshots.clone(), self.kind.selection.clone(), self.life);
+        let asked = Instant::now();
         let begin = || {
-            let snapshot = snapshots.get(&selection, life);
+            let (snapshots, selection) = (snapshots.clone(), selection.clone());
             async move {
+                let snapshot = snapshots.get(&selection, life, asked).await?;
                 let piece = snapshot.piece(0).await?;
                 Ok((snapshot, piece))
             }
@@ -278,16 +272,33 @@ impl Subscription {
                         return Err(End::Reset { reason: "epoch".into(), oldest: None });
                     }
                     // What the rows hold must be behind us before we join, or it would come again.
-                    self.wait_for_head(join.covered).await?;
-                    return Ok(Start { place: Place::after(join.head), skip: Some(join.visible), joined: None });
+                    self.wait_for_head(join.covered.position).await?;
+                    self.check(join.covered).await?;
+                    return Ok(Start { place: Place::after(join.head), skip: Some(join), joined: None });
                 }
                 Piece::Changed => return Err(End::schema()),
             }
         }
     }
 
-    /// Reads the log from `place` until the hub goes on from there, leaving out what `skip` already saw.
-    async fn catch_up(&mut self, mut place: Place, skip: Option<Visible>) -> Result<Joined, End> {
+    /// Begins anew where the log does not hold this commit, or another one in its place.
+    async fn check(&mut self, cursor: Cursor) -> Result<(), End> {
+        let log = self.shared.log.clone();
+        let look = || {
+            let log = log.clone();
+            async move { log.look(cursor.position).await }
+        };
+        let extent = self.with_database(look).await?;
+        match extent.refusal(cursor) {
+            Some(reason) => Err(End::Reset { reason: reason.into(), oldest: Some(extent.oldest) }),
+            None => Ok(()),
+        }
+    }
+
+    /// Reads the log from `place` until the hub goes on from there, leaving out what the rows that `skip` tells of already hold.
+    async fn catch_up(&mut self, mut place: Place, skip: Option<Join>) -> Result<Joined, End> {
+        // The commit that the client has a part of.
+        let begun = self.last.filter(|last| place.serial.is_some() && last.position == place.whole());
         let mut encoder = Encoder::new(self.kind.clone(), self.last);
         if place.serial.is_some() {
             encoder.go_on();
@@ -323,8 +334,11 @@ impl Subscription {
                 };
                 let mut out = Vec::new();
                 for part in parts {
+                    if begun.is_some_and(|begun| begun.position == part.cursor.position && begun != part.cursor) {
+                        return Err(End::Reset { reason: "nonce".into(), oldest: None });
+                    }
                     place = part.place();
-                    if !skip.as_ref().is_some_and(|visible| visible.sees(part.tx)) {
+                    if !skip.as_ref().is_some_and(|rows| rows.hold(&part)) {
                         encoder.encode(&part.open(), &mut out).map_err(undecidable)?;
                     }
                 }
@@ -490,6 +504,6 @@ impl Subscription {
 /// Where a stream begins.
 struct Start {
     place: Place,
-    skip: Option<Visible>,
+    skip: Option<Join>,
     joined: Option<Joined>,
 }

@@ -14,6 +14,8 @@ use super::value::Datum;
 pub struct Column {
     /// Its name, as PostgreSQL spells it, without quotes.
     pub name: String,
+    /// Its number in the table: one that was dropped and made again under its name is another column.
+    number: i16,
     /// Its type without modifiers, as SQL has to spell it; of a domain, the type under it.
     pub type_name: String,
     /// What a filter can decide of it.
@@ -185,12 +187,12 @@ pub(super) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// An SQL expression that gives the columns of a relation as one JSON text; `relation` is an expression of its oid. Of the
-/// session's settings only `quote_all_identifiers` colours it.
+/// An SQL expression that gives the columns of a relation as one JSON text, but for virtual generated ones, which triggers do not see;
+/// `relation` is an expression of its oid. Of the session's settings only `quote_all_identifiers` colours it.
 pub fn columns_sql(relation: &str) -> String {
     format!(
         "(select coalesce(pg_catalog.json_agg(pg_catalog.json_build_object(
-            'name', a.attname, 'declared_type', a.atttypid::pg_catalog.int8, 'domain', t.oid <> a.atttypid,
+            'name', a.attname, 'number', a.attnum, 'declared_type', a.atttypid::pg_catalog.int8, 'domain', t.oid <> a.atttypid,
             'modifier', t.modifier, 'base', case when n.nspname = 'pg_catalog' then t.typname end,
             'type_name', case when n.nspname = 'pg_catalog' then pg_catalog.format_type(t.oid, null)
                               else pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(t.typname) end,
@@ -216,7 +218,7 @@ pub fn columns_sql(relation: &str) -> String {
         join pg_catalog.pg_namespace n on n.oid = t.typnamespace
         left join pg_catalog.pg_collation l on l.oid = a.attcollation
         left join pg_catalog.pg_database d on l.collprovider = 'd' and d.datname = pg_catalog.current_database()
-        where a.attrelid = {relation} and a.attnum > 0 and not a.attisdropped)"
+        where a.attrelid = {relation} and a.attnum > 0 and not a.attisdropped and a.attgenerated <> 'v')"
     )
 }
 
@@ -230,6 +232,9 @@ pub fn columns(json: &str) -> Result<Vec<Column>> {
 #[derive(Deserialize)]
 struct Row {
     name: String,
+    /// Left out where columns are made up.
+    #[serde(default)]
+    number: i16,
     declared_type: u32,
     domain: bool,
     modifier: i32,
@@ -273,6 +278,7 @@ impl Row {
         let class = self.class();
         Column {
             name: self.name,
+            number: self.number,
             type_name: self.type_name,
             class,
             cast: self.domain || self.base.as_deref() == Some("name"),

@@ -27,7 +27,7 @@ pub use column::{Class, Collation, Column, Ctype, IndexKey, columns, columns_sql
 pub use parse::{CONDITIONS_MAX, DEPTH_MAX, Expression, LIST_MAX, WHERE_BYTES_MAX, parse};
 pub use pattern::PATTERN_BYTES_MAX;
 
-use crate::change::Fields;
+use crate::change::{Fields, TableName};
 use node::Node;
 
 /// A filter, bound to the columns of a table. Filters are equal where they judge alike by their text and their columns.
@@ -96,16 +96,23 @@ impl fmt::Debug for Filter {
     }
 }
 
-/// Why a row cannot be judged: it was written when the table had other columns.
+/// Why a change cannot be judged.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Undecidable {
-    /// The column that the row lacks, or whose value has not the form of its type.
-    pub column: String,
+pub enum Undecidable {
+    /// The row was written when the table had other columns: it lacks this one, or its value there has not the form of its type.
+    Column(String),
+    /// What happened to this table cannot be told, or it is another one under its name.
+    Table(TableName),
 }
 
 impl fmt::Display for Undecidable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the row has no value of the column {:?} as the table has it now", self.column)
+        match self {
+            Undecidable::Column(column) => {
+                write!(f, "the row has no value of the column {column:?} as the table has it now")
+            }
+            Undecidable::Table(table) => write!(f, "{table} is not what it was"),
+        }
     }
 }
 
@@ -126,7 +133,7 @@ mod tests {
     use serde_json::value::RawValue;
 
     use super::*;
-    use crate::change::{TableName, fields};
+    use crate::change::fields;
 
     fn table() -> TableName {
         TableName::new("public", "switch")
@@ -218,7 +225,7 @@ mod tests {
 
     #[test]
     fn a_row_of_other_columns_is_judged_only_where_they_do_not_matter() {
-        let undecidable = Err(Undecidable { column: "level".to_owned() });
+        let undecidable = Err(Undecidable::Column("level".to_owned()));
         for row in [r#"{"id":1}"#, r#"{"id":1,"level":"1"}"#, r#"{"id":1,"level":1.5}"#, "{}"] {
             assert_eq!(judge("level.eq.1", row), undecidable);
             assert_eq!(judge("level.not.eq.1", row), undecidable);

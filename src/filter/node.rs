@@ -112,7 +112,7 @@ fn judge_until(decisive: bool, nodes: &[Node], row: &Fields<'_>) -> Result<Truth
 
 impl Test {
     fn judge(&self, row: &Fields<'_>) -> Result<Truth, Undecidable> {
-        let undecidable = || Undecidable { column: self.column.name.clone() };
+        let undecidable = || Undecidable::Column(self.column.name.clone());
         let json = match row.0.get(self.place) {
             Some((name, json)) if *name == self.column.name => json,
             _ => row

@@ -337,7 +337,7 @@ mod tests {
             "is_enum": false, "labels": null, "collation": 0, "collation_of": null, "database": null, "encoding": "UTF8"
         }]);
         let columns = filter::columns(&column.to_string()).expect("columns");
-        Arc::new(Watched { table, columns, fingerprint: String::new() })
+        Arc::new(Watched::new(table, columns))
     }
 
     fn kind(table: &str) -> Kind {

@@ -96,7 +96,7 @@ impl Routes {
 impl OfTable {
     fn find_keyed(&self, change: &View<'_>, found: &mut Vec<TopicId>) {
         for (column, keyed) in &self.keyed {
-            if change.change.op == Op::Truncate {
+            if matches!(change.change.op, Op::Truncate | Op::Reset) {
                 found.extend(keyed.values().flatten());
             }
             for row in [change.before(), change.after()].into_iter().flatten() {

@@ -97,7 +97,7 @@ impl Encoder {
 /// Appends what is wanted of a change, as a JSON object.
 fn write_change(change: &View<'_>, wanted: Wanted<'_>, out: &mut Vec<u8>) -> Result<(), Undecidable> {
     match wanted.columns {
-        Some(columns) => change.write_columns(columns, out).map_err(|column| Undecidable { column })?,
+        Some(columns) => change.write_columns(columns, out).map_err(Undecidable::Column)?,
         None => {
             // Made once for everybody; but for its end, behind which there may be more.
             let json = change.change.json();
@@ -121,7 +121,7 @@ fn encode_switch_status(part: &Opened<'_>, out: &mut Vec<u8>) {
         let news = match change.change.op {
             Op::Insert => true,
             Op::Update => change.changed().iter().any(|column| column == "status"),
-            Op::Delete | Op::Truncate => false,
+            Op::Delete | Op::Truncate | Op::Reset => false,
         };
         let Some(row) = change.after().filter(|_| news) else { continue };
         let value = |column: &str| {

@@ -299,7 +299,7 @@ impl Scene {
     /// The newest position, once everything that was written has one.
     async fn head(&self) -> i64 {
         let number = "begin isolation level repeatable read; lock table switchboard.numbering in exclusive mode;
-                      select switchboard.number(true); commit";
+                      select switchboard.number(); commit";
         self.db.run(&[number]).await;
         self.db.value("select head from switchboard.head()").await
     }

@@ -179,7 +179,7 @@ async fn a_page_of_a_large_commit_costs_what_it_holds() {
     db.run(&["insert into t select generate_series(1, 30000)"]).await;
     until("the commit has a position", async || gateway.metric("switchboard_position").await == 1.0).await;
 
-    db.run(&["begin", "select count(*) from switchboard.read(0, null, 1, 100, 1000000)"]).await;
+    db.run(&["begin", "select count(*) from switchboard.commit as c, switchboard.read(1, c.nonce, 0, null, 1, 100, 1000000, false) where c.position = 1"]).await;
 
     // Counted since the transaction began.
     let fetched =

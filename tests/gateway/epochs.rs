@@ -101,7 +101,7 @@ async fn a_dump_that_is_restored_into_another_cluster_begins_a_new_epoch() {
     let another = Gateway::launch(config::database_config(&new.0.url("copy"), None).unwrap(), |_| {}).await;
     another.ready().await;
 
-    assert_eq!(reason(&copy).await, "the log was brought into another cluster");
+    assert_eq!(reason(&copy).await, "the log was brought into another cluster or database");
     assert_eq!(refused(&another, &cursor).await, ("epoch".into(), vec![0, 1, 2]));
     let mut follower = another.follow("table=number").await;
     insert(&copy, 3..5).await;
@@ -117,7 +117,7 @@ async fn an_epoch_that_cannot_go_on_ends_for_every_gateway_and_says_why() {
         // As after pg_upgrade, which makes a new cluster around the old data.
         (
             "update switchboard.epoch set system_identifier = system_identifier + 1",
-            "the log was brought into another cluster",
+            "the log was brought into another cluster or database",
         ),
         (
             "update switchboard.commit set snapshot = '4000000000:4000000000:'

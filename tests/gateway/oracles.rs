@@ -162,7 +162,7 @@ async fn a_reader_below_the_oldest_open_transaction_is_caught() {
 async fn told_by_a_gateway(edit: Option<(&str, &str)>) -> Vec<String> {
     let mut scene = Scene::begin().await;
     if let Some((right, wrong)) = edit {
-        let function = "select pg_get_functiondef('switchboard.number(boolean)'::regprocedure)";
+        let function = "select pg_get_functiondef('switchboard.number()'::regprocedure)";
         let number: String = scene.db.value(function).await;
         assert!(number.contains(right), "there is nothing to break: {number}");
         scene.db.run(&[&number.replace(right, wrong)]).await;

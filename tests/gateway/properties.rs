@@ -80,7 +80,7 @@ fn watched(table: usize) -> Watched {
         "is_enum": false, "labels": null, "collation": 0, "collation_of": null, "database": null, "encoding": "UTF8"
     }]);
     let columns = filter::columns(&column.to_string()).unwrap();
-    Watched { table: Arc::new(table), columns, fingerprint: String::new() }
+    Watched::new(Arc::new(table), columns)
 }
 
 /// What may happen around a hub.

@@ -419,7 +419,7 @@ async fn a_writer_needs_no_right_but_that_to_write_the_table() {
         "select * from switchboard.log",
         "insert into switchboard.log (xid, watch, op, first) values (pg_current_xact_id(), 1, 'T', true)",
         "select nextval('switchboard.serial')",
-        "select switchboard.number(true)",
+        "select switchboard.number()",
         "select switchboard.watch('t')",
         "select switchboard.read(0, null, 10, 10, 10)",
     ] {

@@ -5,7 +5,7 @@ use tokio_postgres::Client as Session;
 
 use crate::harness::{Client, Database, Gateway, soon, until};
 
-/// The advisory locks of `sql/02_capture.sql` and the gateways, in the hands of a stranger.
+/// The advisory locks of `sql/capture.sql` and the gateways, in the hands of a stranger.
 const DOORBELL: &str = "1937203812, 1";
 const LEADER: &str = "1937203812, 2";
 
