@@ -7,9 +7,9 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
-use futures_util::StreamExt;
-use futures_util::future::{AbortHandle, Abortable};
+use futures_util::future::{AbortHandle, Abortable, FutureExt};
 use futures_util::stream::FuturesUnordered;
+use futures_util::stream::StreamExt;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -24,7 +24,7 @@ use crate::snapshot::Snapshots;
 use crate::socket::{Gone, Incoming, Socket};
 use crate::subscription::{self, Ended};
 
-/// After how many messages of a client others get their turn.
+/// After how many messages of a client its own subscriptions, and other clients, get their turn.
 const MESSAGES_AT_ONCE: usize = 32;
 /// The longest name that a client may give a subscription, in bytes of JSON.
 const SUB_BYTES_MAX: usize = 128;
@@ -79,6 +79,8 @@ struct Subscriber {
     handles: Vec<(Sub, AbortHandle)>,
     /// Whether the client's messages mean something.
     speaks: bool,
+    /// Whether messages may wait in the socket's buffer, of which the kernel no longer tells.
+    unheard: bool,
     /// When to look next whether the client is still there.
     look_at: Instant,
     /// When the last ping was sent, or the connection began.
@@ -99,6 +101,7 @@ pub fn run(socket: Socket, spoken: Spoken, shared: Arc<Shared>) -> impl Future<O
         running: FuturesUnordered::new(),
         handles: Vec::new(),
         speaks: matches!(spoken, Spoken::Feed(_)),
+        unheard: false,
         pinged: now,
         pong_owed: false,
     });
@@ -151,18 +154,23 @@ impl Subscriber {
         tokio::select! {
             biased;
             // First, so that all of them have put in what they have before it is written.
-            Some(end) = self.running.next(), if !self.running.is_empty() => ended = end.ok(),
+            Some(end) = self.running.next(), if !self.running.is_empty() => ended = Some(end),
             () = self.outbox.filled() => {}
             () = self.shared.stop.cancelled() => {}
             () = self.socket.readable() => {}
             () = sleep_until(self.look_at) => {}
+            () = std::future::ready(()), if self.unheard => {}
         }
         if self.shared.stop.is_cancelled() {
             return Err(Gone::Close(Close::Stopping));
         }
         self.flush().await?;
-        if let Some((sub, end)) = ended {
-            self.ended(&sub, end)?;
+        // All that ended, or a client that begins and drops subscriptions in a loop would pile them up.
+        while let Some(end) = ended {
+            if let Ok((sub, end)) = end {
+                self.ended(&sub, end)?;
+            }
+            ended = self.running.next().now_or_never().flatten();
         }
         Box::pin(self.answer()).await?;
         if self.look_at <= Instant::now() {
@@ -212,10 +220,14 @@ impl Subscriber {
         }))
     }
 
-    /// Answers what the client has sent.
+    /// Answers what the client has sent, at most [`MESSAGES_AT_ONCE`] messages of it: its subscriptions get their turn in between.
     async fn answer(&mut self) -> Result<(), Gone> {
-        let mut count = 0;
-        while let Some(message) = self.socket.receive()? {
+        self.unheard = true;
+        for _ in 0..MESSAGES_AT_ONCE {
+            let Some(message) = self.socket.receive()? else {
+                self.unheard = false;
+                break;
+            };
             match message {
                 Incoming::Text(text) if self.speaks => self.obey(Message::parse(&text)),
                 Incoming::Binary if self.speaks => {
@@ -225,10 +237,6 @@ impl Subscriber {
                 _ => {}
             }
             self.flush().await?;
-            count += 1;
-            if count % MESSAGES_AT_ONCE == 0 {
-                tokio::task::yield_now().await;
-            }
         }
         self.flush().await
     }
