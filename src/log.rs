@@ -525,9 +525,11 @@ impl Log {
         let asked = connection.within(async { Ok::<_, tokio_postgres::Error>(asking.await) }).await;
         let rows = match asked.map_err(Refused::Failed)? {
             Ok(rows) => rows,
-            // Said of the literal (data exceptions, and what a cast may raise), not of the connection or the server.
-            Err(error) if error.code().is_some_and(|code| ["22", "42", "0A"].contains(&&code.code()[..2])) => {
+            Err(error) if error.code().is_some_and(is_of_the_literal) => {
                 let said = error.as_db_error().map_or_else(String::new, |error| error.message().to_owned());
+                // A wrong literal is no reason to give the connection up.
+                connection.within(connection.batch_execute("rollback")).await.map_err(Refused::Failed)?;
+                connection.give_back();
                 return Err(Refused::Said(question.refusal(&said)));
             }
             Err(error) => return Err(Refused::Failed(told(error))),
@@ -577,6 +579,11 @@ impl Log {
 /// Whether an error is one of a row that is read, not of the connection or the server: it has no form in UTF-8, is damaged, or too large.
 fn is_of_a_row(code: &SqlState) -> bool {
     ["22", "54", "XX"].iter().any(|class| code.code().starts_with(class))
+}
+
+/// Whether an error is one of what was asked (data exceptions, and what a cast may raise), not of the connection or the server.
+fn is_of_the_literal(code: &SqlState) -> bool {
+    ["22", "42", "0A"].iter().any(|class| code.code().starts_with(class))
 }
 
 /// Waits for a statement no longer than its patience.

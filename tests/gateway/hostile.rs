@@ -428,3 +428,26 @@ async fn a_client_that_stops_reading_while_it_catches_up_holds_nothing_of_the_da
         assert_eq!(again.resumed().await[0]["new"]["id"], n + 1001);
     }
 }
+
+#[tokio::test]
+async fn wrong_literals_cost_no_connections_to_postgresql() {
+    let (db, gateway, mut witness) = gateway_with_witness(|config| config.readers_max = 1).await;
+    // PostgreSQL is asked how it reads a time.
+    db.run(&["create table t (id int primary key, at timestamptz)"]).await;
+    db.watch("t").await;
+    let sessions = "select array_agg(pid::text) from pg_stat_activity
+                    where application_name = 'switchboard' and datname = current_database()";
+    gateway.follow("table=t&where=at.gt.2026-01-01").await;
+    let before: Vec<String> = db.value(sessions).await;
+
+    for n in 0..20 {
+        let (status, body) = gateway.get(&format!("/v1/snapshot?table=t&where=at.gt.noon{n}")).await;
+        assert_eq!(status, 400, "{body}");
+    }
+
+    let after: Vec<String> = db.value(sessions).await;
+    let gone: Vec<&String> = before.iter().filter(|pid| !after.contains(pid)).collect();
+    assert!(gone.is_empty(), "of the sessions {before:?} these were given up: {gone:?}");
+    gateway.follow("table=t&where=at.gt.2026-01-01").await;
+    gets_the_next_change(&db, &mut witness).await;
+}
