@@ -291,7 +291,8 @@ impl Answer {
         let mut out = br#"{"tables":["#.to_vec();
         // What a page begins with: its table and its key.
         let mut open: Option<Bytes> = None;
-        let mut commits = Vec::new();
+        // They come behind all rows, and are as many as happened while the client took those.
+        let mut commits = 0;
         loop {
             let Some(payload) = self.attend(reading.next()).await? else {
                 return Err(self.break_off("the feed ended").await);
@@ -312,13 +313,19 @@ impl Answer {
                     open = Some(head);
                     self.send(std::mem::take(&mut out)).await?;
                 }
-                "commit" => commits.push(payload),
-                "ready" => {
-                    let cursor = resumable(&payload).unwrap_or_default();
-                    out.extend_from_slice(if open.is_some() { br#"]}],"commits":["# } else { br#"],"commits":["# });
-                    out.extend_from_slice(&commits.join(&b','));
-                    out.extend_from_slice(format!("],\"cursor\":\"{cursor}\"}}\n").as_bytes());
-                    return self.send(out).await;
+                kind @ ("commit" | "ready") => {
+                    if commits == 0 {
+                        out.extend_from_slice(if open.is_some() { br#"]}],"commits":["# } else { br#"],"commits":["# });
+                    }
+                    if kind == "ready" {
+                        let cursor = resumable(&payload).unwrap_or_default();
+                        out.extend_from_slice(format!("],\"cursor\":\"{cursor}\"}}\n").as_bytes());
+                        return self.send(out).await;
+                    }
+                    out.extend_from_slice(if commits == 0 { b"" } else { b"," });
+                    out.extend_from_slice(&payload);
+                    commits += 1;
+                    self.send(std::mem::take(&mut out)).await?;
                 }
                 "error" | "reset" => return Err(self.break_off("the rows were lost on the way; ask again").await),
                 _ => {}

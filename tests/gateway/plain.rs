@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::harness::{Database, Gateway, documents, soon, until};
 
@@ -23,8 +23,18 @@ struct Reader {
 
 impl Reader {
     async fn get(address: SocketAddr, path: &str, lines: &str) -> Reader {
+        Reader::over(TcpStream::connect(address).await.unwrap(), address, path, lines).await
+    }
+
+    /// A client whose kernel takes little for it, so that one that does not read is felt soon.
+    async fn narrow(address: SocketAddr, path: &str) -> Reader {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(16 << 10).unwrap();
+        Reader::over(socket.connect(address).await.unwrap(), address, path, "").await
+    }
+
+    async fn over(mut stream: TcpStream, address: SocketAddr, path: &str, lines: &str) -> Reader {
         let opening = async {
-            let mut stream = TcpStream::connect(address).await.unwrap();
             let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\n{lines}\r\n");
             stream.write_all(request.as_bytes()).await.unwrap();
             let mut raw = Vec::new();
@@ -432,4 +442,46 @@ async fn the_tables_are_listed_with_their_keys_and_columns() {
         {"table": "public.switch", "key": ["id"], "columns": switch}
     ]});
     assert_eq!(tables, expected);
+}
+
+/// How many bytes a gateway sent to its subscribers.
+async fn sent(gateway: &Gateway) -> f64 {
+    gateway.metric("switchboard_sent_bytes_total").await
+}
+
+#[tokio::test]
+async fn commits_behind_the_rows_of_a_snapshot_are_held_only_as_far_as_the_client_takes_them() {
+    const COMMITS: i64 = 300;
+    const EACH: i64 = 100_000;
+    let db = Database::with_switch().await;
+    db.run(&[
+        "create table t (id int primary key, v text)",
+        "insert into t select n, repeat('x', 100000) from generate_series(1, 100) as n",
+    ])
+    .await;
+    db.watch("t").await;
+    let patience = std::time::Duration::from_secs(60);
+    let gateway = Gateway::start_with(&db, |config| config.write_timeout = patience).await;
+    // The rows are more than any socket buffers, so it still takes those while the commits come.
+    let mut reader = Reader::narrow(gateway.address, "/v1/snapshot?table=t").await;
+    let fill = format!(
+        "do $$ begin for n in 1..{COMMITS} loop
+             insert into t values (n + 1000, repeat('y', {EACH})); commit;
+         end loop; end $$"
+    );
+    db.run(&[&fill]).await;
+    until("they are published", async || gateway.metric("switchboard_position").await == COMMITS as f64).await;
+
+    const FIRST: &str = r#"],"commits":[{"#;
+    while !reader.body.contains(FIRST) {
+        assert!(reader.more().await, "the commits come behind the rows");
+    }
+    let begun = sent(&gateway).await;
+
+    let whole = (COMMITS * EACH) as f64;
+    assert!(begun < whole / 2.0 + 10_000_000.0, "{begun} bytes were given away for a client that has taken the rows");
+    let body = reader.json().await;
+    let commits = body["commits"].as_array().unwrap();
+    let ids: Vec<i64> = commits.iter().map(|commit| commit["changes"][0]["new"]["id"].as_i64().unwrap()).collect();
+    assert_eq!(ids, (1001..=1000 + COMMITS).collect::<Vec<i64>>());
 }
