@@ -39,7 +39,7 @@ impl Reply for Refusal {
         // A page whose handshake was refused asks once more over plain HTTP, to hear why.
         let answer = for_all_origins(answer.into_response());
         match self.error["code"].as_str() {
-            Some("too_many" | "not_listening") => with_header(answer, header::RETRY_AFTER, "5"),
+            Some("too_many" | "not_listening" | "not_ready") => with_header(answer, header::RETRY_AFTER, "5"),
             // RFC 9110, 15.5.22; RFC 6455, 4.4.
             Some("websocket_only") => with_header(answer, header::UPGRADE, "websocket"),
             Some("websocket_version") => with_header(answer, header::SEC_WEBSOCKET_VERSION, "13"),

@@ -48,12 +48,8 @@ pub struct Reading {
 }
 
 /// Waits until the hub has every commit that had returned by now, so that a client finds its own writes in what it asks for.
-///
-/// Without PostgreSQL there is nothing to wait for here: the subscription waits for it.
 pub async fn up_to_date(shared: &Shared) -> Result<(), Refusal> {
-    if !*shared.hub.database().borrow() {
-        return Ok(());
-    }
+    has_database(shared)?;
     let since = std::time::Instant::now();
     let catching_up = async {
         let newest = shared.snapshots.numbered_since(since).await?;
@@ -71,9 +67,21 @@ pub async fn up_to_date(shared: &Shared) -> Result<(), Refusal> {
     Err(Refusal::unavailable("failed", &message))
 }
 
+/// Nobody waits here for PostgreSQL to return: an answer that has begun cannot say any more that there will be none.
+fn has_database(shared: &Shared) -> Result<(), Refusal> {
+    if *shared.hub.database().borrow() { Ok(()) } else { Err(no_database()) }
+}
+
+fn no_database() -> Refusal {
+    let message = "the gateway has no PostgreSQL at this moment; try again, and if it stays so let the operator run \
+                   \"switchboard check\"";
+    Refusal::unavailable("not_ready", message)
+}
+
 impl Reading {
     /// Begins a subscription, and waits for what it says first: something to be told, or why there is nothing.
     pub async fn begin(request: Request, shared: Arc<Shared>) -> Result<Reading, Refusal> {
+        has_database(&shared)?;
         let closes = request.on_reset == OnReset::Close;
         let outbox = Arc::new(Outbox::default());
         let outlet = Outlet::new(outbox.clone(), None);
@@ -86,6 +94,7 @@ impl Reading {
         match reading.taken.front().map(|payload| (kind(payload), payload)) {
             Some(("error", payload)) => Err(refusal(payload)),
             Some(("reset", payload)) if closes => Err(gone(payload)),
+            Some(("status", payload)) if says_down(payload) => Err(no_database()),
             _ => Ok(reading),
         }
     }
@@ -135,6 +144,11 @@ fn kind(payload: &[u8]) -> &str {
     let text = payload.strip_prefix(br#"{"type":""#).unwrap_or_default();
     let end = text.iter().position(|byte| *byte == b'"').unwrap_or(0);
     std::str::from_utf8(&text[..end]).unwrap_or_default()
+}
+
+/// Whether a `status` says that the gateway lost its PostgreSQL.
+fn says_down(payload: &[u8]) -> bool {
+    payload.ends_with(br#""down"}"#)
 }
 
 /// The cursor of a frame that has one and ends there: of a commit in parts only the last does.
@@ -270,6 +284,9 @@ impl Answer {
                     self.send(std::mem::take(&mut out)).await?;
                 }
                 "error" | "reset" => return Err(self.break_off("the feed was reset").await),
+                // A client that has a cursor to ask again with gets it at once.
+                "status" if says_down(&payload) && caught_up => break,
+                "status" if says_down(&payload) => return Err(self.break_off("PostgreSQL was lost").await),
                 kind => caught_up |= kind == "ready",
             }
             if let Some(at) = resumable(&payload) {
@@ -327,6 +344,7 @@ impl Answer {
                     commits += 1;
                     self.send(std::mem::take(&mut out)).await?;
                 }
+                "status" if says_down(&payload) => return Err(self.break_off("PostgreSQL was lost").await),
                 "error" | "reset" => return Err(self.break_off("the rows were lost on the way; ask again").await),
                 _ => {}
             }

@@ -444,6 +444,40 @@ async fn the_tables_are_listed_with_their_keys_and_columns() {
     assert_eq!(tables, expected);
 }
 
+#[tokio::test]
+async fn without_a_database_plain_http_answers_503_at_once() {
+    let db = Database::with_switch().await;
+    let (proxy, through) = db.behind_proxy().await;
+    let gateway = Gateway::launch(through, |_| {}).await;
+    gateway.ready().await;
+    let cursor = get(&gateway, "/v1/changes?from=now").await["cursor"].as_str().unwrap().to_owned();
+    let path = format!("/v1/changes?from={cursor}&wait=60");
+    let address = gateway.address;
+    let held = tokio::spawn(async move { Reader::get(address, &path, "").await.json().await });
+    until("it waits", async || gateway.metric("switchboard_subscribers").await == 1.0).await;
+
+    proxy.lead_to(None);
+    proxy.cut();
+
+    let page = soon("the page of the one that waited", held).await.unwrap();
+    assert_eq!(page, json!({"commits": [], "cursor": cursor, "more": false}), "it may ask again from there");
+    until("the gateway knows", async || gateway.get("/readyz").await.0 == 503).await;
+    for (path, lines) in [
+        ("/v1/changes", ""),
+        ("/v1/changes?from=now&wait=60", ""),
+        ("/v1/snapshot", ""),
+        ("/v1/feed", "accept: text/event-stream\r\n"),
+    ] {
+        let answer = Reader::get(gateway.address, path, lines).await;
+
+        assert_eq!(answer.status, 503, "{path}");
+        assert!(answer.head.contains("\r\nretry-after: "), "{path}: {}", answer.head);
+        let error = answer.json().await["error"].clone();
+        assert_eq!(error["code"], "not_ready", "{path}");
+        assert!(error["message"].as_str().unwrap().contains("switchboard check"), "{path}: {error}");
+    }
+}
+
 /// How many bytes a gateway sent to its subscribers.
 async fn sent(gateway: &Gateway) -> f64 {
     gateway.metric("switchboard_sent_bytes_total").await
