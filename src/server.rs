@@ -5,7 +5,7 @@
 //! receiving end of such a body along, and the two are put together here.
 
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -15,7 +15,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
@@ -49,6 +49,29 @@ struct Server {
     channels: Arc<Channels>,
 }
 
+/// What an answer has to know of the connection that it goes to.
+#[derive(Clone)]
+struct Connection {
+    /// Ends it, if its client takes nothing.
+    cut: CancellationToken,
+    /// Says that it ended.
+    ended: CancellationToken,
+    /// Its place among those that are busy with plain HTTP.
+    place: Arc<Mutex<Option<OwnedSemaphorePermit>>>,
+}
+
+impl Connection {
+    fn new(place: OwnedSemaphorePermit) -> Connection {
+        let (cut, ended) = (CancellationToken::new(), CancellationToken::new());
+        Connection { cut, ended, place: Arc::new(Mutex::new(Some(place))) }
+    }
+
+    /// Makes room for others: from now on it counts as a subscriber.
+    fn leave_place(&self) {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
 /// Serves until the gateway stops, then ends what is open, within the stop time-out.
 pub async fn serve(socket: TcpListener, shared: Arc<Shared>) {
     let stop = shared.stop.clone();
@@ -75,12 +98,13 @@ pub async fn serve(socket: TcpListener, shared: Arc<Shared>) {
             }
         };
         let routes = TowerToHyperService::new(service.clone());
-        let cut = CancellationToken::new();
+        let connection = Connection::new(place);
         let stop = stop.clone();
         requests.spawn(async move {
-            let of_connection = cut.clone();
+            let cut = connection.cut.clone();
+            let _ended = connection.ended.clone().drop_guard();
             let service = service_fn(move |mut request: hyper::Request<Incoming>| {
-                request.extensions_mut().insert(of_connection.clone());
+                request.extensions_mut().insert(connection.clone());
                 let answering = routes.call(request);
                 async move { answering.await.map(Streamed::of) }
             });
@@ -103,7 +127,6 @@ pub async fn serve(socket: TcpListener, shared: Arc<Shared>) {
             if let Err(error) = ended {
                 tracing::debug!("a request ended early: {error}");
             }
-            drop(place);
         });
     }
     drop(socket);
@@ -120,10 +143,7 @@ pub async fn serve(socket: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-async fn accept(
-    socket: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> std::io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+async fn accept(socket: &TcpListener, places: &Arc<Semaphore>) -> std::io::Result<(TcpStream, OwnedSemaphorePermit)> {
     let place = places.clone().acquire_owned().await.expect("nobody closes the semaphore");
     let (stream, _) = socket.accept().await?;
     // Frames are merged by us; the kernel need not wait for more.
@@ -139,7 +159,7 @@ fn routes(server: Arc<Server>) -> impl Filter<Extract = (impl Reply,), Error = I
     let config = &server.shared.config;
     let (page, client, flip) = (page::files(config.dev), page::client(), page::flip(config));
     let with_server = warp::any().map(move || server.clone());
-    let connection = warp::header::headers_cloned().and(warp::ext::get::<CancellationToken>());
+    let connection = warp::header::headers_cloned().and(warp::ext::get::<Connection>());
     let events = warp::path!("v1" / "feed")
         .and(warp::get())
         .and(warp::header::headers_cloned().and_then(async |headers: HeaderMap| match wants_events(&headers) {
@@ -150,16 +170,20 @@ fn routes(server: Arc<Server>) -> impl Filter<Extract = (impl Reply,), Error = I
         .and(with_server.clone())
         .and(query)
         .and(connection)
-        .then(async |server: Arc<Server>, query: String, headers, cut| server.events(&query, &headers, cut).await);
-    let changes = warp::path!("v1" / "changes")
-        .and(warp::get())
-        .and(with_server.clone())
-        .and(query)
-        .and(connection)
-        .then(async |server: Arc<Server>, query: String, headers, cut| server.changes(&query, &headers, cut).await);
+        .then(async |server: Arc<Server>, query: String, headers, connection| {
+            server.events(&query, &headers, connection).await
+        });
+    let changes =
+        warp::path!("v1" / "changes").and(warp::get()).and(with_server.clone()).and(query).and(connection).then(
+            async |server: Arc<Server>, query: String, headers, connection| {
+                server.changes(&query, &headers, connection).await
+            },
+        );
     let snapshot =
         warp::path!("v1" / "snapshot").and(warp::get()).and(with_server.clone()).and(query).and(connection).then(
-            async |server: Arc<Server>, query: String, headers, cut| server.snapshot(&query, &headers, cut).await,
+            async |server: Arc<Server>, query: String, headers, connection| {
+                server.snapshot(&query, &headers, connection).await
+            },
         );
     let tables = warp::path!("v1" / "tables")
         .and(warp::get())
@@ -322,7 +346,7 @@ impl Server {
     }
 
     /// Server-sent events, which a browser resumes by itself.
-    async fn events(&self, query: &str, headers: &HeaderMap, cut: CancellationToken) -> Response {
+    async fn events(&self, query: &str, headers: &HeaderMap, connection: Connection) -> Response {
         let request = Request::first(query).and_then(|first| {
             first.ok_or_else(|| {
                 "first=none asks for no subscription, and here is no other way to one; leave it out".to_owned()
@@ -334,7 +358,7 @@ impl Server {
         });
         let resumes = request.as_ref().is_ok_and(|request| request.from != From::Snapshot);
         let serve = async move |answer: Answer, reading| answer.events(reading, resumes).await;
-        let answer = self.read(request, headers, cut, serve).await;
+        let answer = self.read(request, headers, connection, serve).await;
         // So that no proxy keeps them back, nor rewrites them.
         let answer = with_header(answer, header::HeaderName::from_static("x-accel-buffering"), "no");
         match answer.status() {
@@ -344,7 +368,7 @@ impl Server {
     }
 
     /// A page of commits.
-    async fn changes(&self, query: &str, headers: &HeaderMap, cut: CancellationToken) -> Response {
+    async fn changes(&self, query: &str, headers: &HeaderMap, connection: Connection) -> Response {
         let mut page = match PageRequest::parse(query) {
             Ok(page) => page,
             Err(mistake) => return Refusal::wrong(&mistake).into_response(),
@@ -362,11 +386,11 @@ impl Server {
             };
         }
         let serve = async move |answer: Answer, reading| answer.changes(reading, page.limit, page.wait).await;
-        self.read(Ok(page.request), headers, cut, serve).await
+        self.read(Ok(page.request), headers, connection, serve).await
     }
 
     /// The current rows, and where the stream goes on from them.
-    async fn snapshot(&self, query: &str, headers: &HeaderMap, cut: CancellationToken) -> Response {
+    async fn snapshot(&self, query: &str, headers: &HeaderMap, connection: Connection) -> Response {
         let request = Request::parse(query).and_then(|request| match &request.from {
             From::Snapshot => Ok(Request { on_reset: OnReset::Close, ..request }),
             _ => Err("from is for /v1/feed and /v1/changes; a snapshot is of now, so leave it out".to_owned()),
@@ -374,7 +398,7 @@ impl Server {
         if let Err(refusal) = plain::up_to_date(&self.shared).await {
             return refusal.into_response();
         }
-        self.read(request, headers, cut, async |answer: Answer, reading| answer.snapshot(reading).await).await
+        self.read(request, headers, connection, async |answer: Answer, reading| answer.snapshot(reading).await).await
     }
 
     /// An answer whose body is written by `serve` from a subscription.
@@ -382,7 +406,7 @@ impl Server {
         &self,
         request: Result<Request, String>,
         headers: &HeaderMap,
-        cut: CancellationToken,
+        connection: Connection,
         serve: S,
     ) -> Response
     where
@@ -403,12 +427,23 @@ impl Server {
             Err(refusal) => return allowed(refusal, origin),
         };
         self.shared.metrics.subscriber_opened();
+        connection.leave_place();
         let (body, receiver) = mpsc::channel(1);
-        let serving = serve(Answer::new(self.shared.clone(), body, cut), reading);
-        self.subscribers.spawn(self.shared.cut.clone().run_until_cancelled_owned(Box::pin(serving)));
+        let serving = serve(Answer::new(self.shared.clone(), body, connection.cut.clone()), reading);
+        let write_timeout = self.shared.config.write_timeout;
+        let whole = async move {
+            serving.await;
+            // hyper has yet to write the last of it. Until then the connection counts.
+            if timeout(write_timeout, connection.ended.cancelled()).await.is_err() {
+                connection.cut.cancel();
+            }
+        };
+        self.subscribers.spawn(self.shared.cut.clone().run_until_cancelled_owned(Box::pin(whole)));
         let mut answer = warp::reply().into_response();
         answer.extensions_mut().insert(Streaming(Arc::new(Mutex::new(Some(receiver)))));
         let answer = with_header(answer, header::CONTENT_TYPE, "application/json");
+        // The connection left its place, so it cannot ask for anything else.
+        let answer = with_header(answer, header::CONNECTION, "close");
         allowed(with_header(answer, header::CACHE_CONTROL, "no-cache, no-transform"), origin)
     }
 

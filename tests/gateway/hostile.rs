@@ -430,6 +430,37 @@ async fn a_client_that_stops_reading_while_it_catches_up_holds_nothing_of_the_da
 }
 
 #[tokio::test]
+async fn those_who_follow_over_plain_http_leave_room_for_requests() {
+    const EVENTS: usize = 1000;
+    const HELD: usize = 100;
+    let (db, gateway, mut witness) = gateway_with_witness(|_| {}).await;
+    let cursor = witness.cursor.clone().unwrap();
+    let mut following = Vec::new();
+    for n in 0..EVENTS + HELD {
+        let mut raw = Raw::connect(gateway.address).await;
+        let request = match n < EVENTS {
+            true => "GET /v1/feed?from=now&table=switch HTTP/1.1\r\naccept: text/event-stream".to_owned(),
+            false => format!("GET /v1/changes?wait=60&table=switch&from={cursor} HTTP/1.1"),
+        };
+        raw.write(format!("{request}\r\nhost: x\r\n\r\n").as_bytes()).await;
+        following.push(raw);
+    }
+
+    // More of them than there are places for plain HTTP.
+    for raw in &mut following {
+        assert!(raw.until_end_of_head().await.starts_with("HTTP/1.1 200 "));
+    }
+
+    assert_eq!(gateway.get("/healthz").await.0, 200);
+    gets_the_next_change(&db, &mut witness).await;
+    for raw in &mut following {
+        while !String::from_utf8_lossy(raw.unread()).contains(r#""type":"commit""#) {
+            assert!(raw.more().await, "everybody hears of it");
+        }
+    }
+}
+
+#[tokio::test]
 async fn wrong_literals_cost_no_connections_to_postgresql() {
     let (db, gateway, mut witness) = gateway_with_witness(|config| config.readers_max = 1).await;
     // PostgreSQL is asked how it reads a time.

@@ -519,3 +519,26 @@ async fn commits_behind_the_rows_of_a_snapshot_are_held_only_as_far_as_the_clien
     let ids: Vec<i64> = commits.iter().map(|commit| commit["changes"][0]["new"]["id"].as_i64().unwrap()).collect();
     assert_eq!(ids, (1001..=1000 + COMMITS).collect::<Vec<i64>>());
 }
+
+#[tokio::test]
+async fn one_who_leaves_the_last_piece_of_an_answer_is_cut_off_and_counts_until_then() {
+    let db = Database::with_switch().await;
+    db.run(&["create table t (id int primary key, v text)", "insert into t values (1, repeat('x', 20000000))"]).await;
+    db.watch("t").await;
+    let gateway = Gateway::start_with(&db, |config| {
+        config.write_timeout = std::time::Duration::from_secs(1);
+        config.subscribers_max = 1;
+    })
+    .await;
+    let mut reader = Reader::narrow(gateway.address, "/v1/snapshot?table=t").await;
+
+    let answer = Reader::get(gateway.address, "/v1/snapshot?table=switch", "").await;
+
+    assert_eq!(answer.status, 503, "there is room for one");
+    until("its place is free", async || {
+        Reader::get(gateway.address, "/v1/snapshot?table=switch", "").await.status == 200
+    })
+    .await;
+    let drained = tokio::spawn(async move { while reader.more().await {} });
+    assert!(drained.await.is_err(), "a connection that is cut off is no whole answer");
+}
