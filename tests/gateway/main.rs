@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod altered;
 mod commands;
 mod cuts;
 mod delivery;

@@ -3,6 +3,7 @@
 mod client;
 mod database;
 pub mod documents;
+mod mirror;
 pub mod raw;
 mod schema;
 
@@ -17,6 +18,7 @@ use tokio::task::JoinHandle;
 pub use crate::drill::proxy::{Mode, Proxy};
 pub use client::{Client, get};
 pub use database::{Database, Server, connect};
+pub use mirror::{Held, Mirror};
 
 /// How long any test waits for any fact.
 pub const PATIENCE: Duration = Duration::from_secs(30);
