@@ -32,5 +32,6 @@ mod subscriptions;
 mod switch_status;
 mod tail;
 mod trouble;
+mod unreadable;
 mod values;
 mod wire;

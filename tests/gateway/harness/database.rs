@@ -66,17 +66,17 @@ impl Database {
     }
 
     async fn create(admin: String, url: impl Fn(&str) -> String) -> Database {
-        let db = Database::bare(admin, url).await;
+        let db = Database::bare(admin, "", url).await;
         let mut client = connect(&db.url).await;
         install::install(&mut client, false, None).await.unwrap();
         db
     }
 
-    async fn bare(admin: String, url: impl Fn(&str) -> String) -> Database {
+    async fn bare(admin: String, options: &str, url: impl Fn(&str) -> String) -> Database {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("test_{}", COUNT.fetch_add(1, Ordering::Relaxed));
         let admin = connect(&admin).await;
-        admin.batch_execute(&format!("create database {name}")).await.unwrap();
+        admin.batch_execute(&format!("create database {name} {options}")).await.unwrap();
         let url = url(&name);
         Database { client: connect(&url).await, url }
     }
@@ -84,7 +84,15 @@ impl Database {
     /// A database without the log.
     pub async fn without_log() -> Database {
         let server = tokio::task::spawn_blocking(shared).await.unwrap();
-        Database::bare(server.0.url("postgres"), |name| server.0.url(name)).await
+        Database::bare(server.0.url("postgres"), "", |name| server.0.url(name)).await
+    }
+
+    /// A database on the shared server, made with these options of `create database`.
+    pub async fn made_with(options: &str) -> Database {
+        let server = tokio::task::spawn_blocking(shared).await.unwrap();
+        let db = Database::bare(server.0.url("postgres"), options, |name| server.0.url(name)).await;
+        install::install(&mut connect(&db.url).await, false, None).await.unwrap();
+        db
     }
 
     /// What a gateway needs to know.

@@ -46,11 +46,22 @@ pub fn definition(kind: &str) -> String {
     first.to_uppercase() + rest
 }
 
+static CLOSE_CODES: LazyLock<Value> =
+    LazyLock::new(|| document("asyncapi.json")["components"]["x-close-codes"].clone());
+
 /// Panics unless `asyncapi.json` says what this close code means.
 pub fn check_close(code: u16) {
-    static ROWS: LazyLock<Value> = LazyLock::new(|| document("asyncapi.json")["components"]["x-close-codes"].clone());
-    let rows = ROWS.as_array().unwrap();
-    assert!(rows.iter().any(|row| row["code"] == code), "docs/asyncapi.json has no close code {code}");
+    then(code);
+}
+
+/// Whether a client that is closed with this code is told not to come back.
+pub fn stops(code: u16) -> bool {
+    then(code) == "stop"
+}
+
+fn then(code: u16) -> &'static str {
+    let row = CLOSE_CODES.as_array().unwrap().iter().find(|row| row["code"] == code);
+    row.and_then(|row| row["then"].as_str()).unwrap_or_else(|| panic!("docs/asyncapi.json has no close code {code}"))
 }
 
 /// Panics unless the answer to a GET is as `openapi.json` has it.
