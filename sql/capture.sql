@@ -181,7 +181,8 @@ end
 $$;
 
 -- Both deferred, so that they run as the transaction commits; on the first change only, so that they run once. Always, whatever the
--- session's replication role: where the user's triggers fire for it, the mark has to come too.
+-- session's replication role: where the user's triggers fire for it, the mark has to come too. (Loading data with triggers disabled leaves
+-- them enabled as usual.)
 do $$
 begin
     if not exists (select from pg_catalog.pg_trigger
@@ -191,7 +192,6 @@ begin
             deferrable initially deferred
             for each row when (new.first)
             execute function switchboard.wait_to_mark();
-        alter table switchboard.log enable always trigger log_wait;
     end if;
     if not exists (select from pg_catalog.pg_trigger
                    where tgrelid = 'switchboard.mark'::pg_catalog.regclass and tgname = 'mark_draw') then
@@ -200,6 +200,11 @@ begin
             deferrable initially deferred
             for each row when (new.mark <= 0)
             execute function switchboard.mark();
+    end if;
+    if exists (select from pg_catalog.pg_trigger
+               where tgrelid in ('switchboard.log'::pg_catalog.regclass, 'switchboard.mark'::pg_catalog.regclass)
+                 and tgname in ('log_wait', 'mark_draw') and tgenabled <> 'A') then
+        alter table switchboard.log enable always trigger log_wait;
         alter table switchboard.mark enable always trigger mark_draw;
     end if;
 end

@@ -163,31 +163,47 @@ as $$
     where part.ordinal <= index.indnkeyatts
 $$;
 
--- What a filter has to know of a type that is not one of PostgreSQL's own: its name, and of an enum its labels, also under domains.
+-- What makes a difference of a type that is not one of PostgreSQL's own: its name, an enum's labels, the fields of a row type; and the same
+-- of the types that it is made of.
 create or replace function switchboard.type_details(type oid) returns text
     language sql stable
     set search_path = pg_catalog, pg_temp
 as $$
     -- Types made by users have oids from 16384 on.
     select case when type >= 16384 then (
-        with recursive base (oid, depth) as (
-            select type, 0
-            union all
-            select t.typbasetype, base.depth + 1 from base join pg_type as t on t.oid = base.oid where t.typtype = 'd'
+        with recursive part (oid) as (
+            select type
+            union
+            select made_of.oid
+            from part join pg_type as t on t.oid = part.oid
+            cross join lateral (
+                select t.typbasetype as oid where t.typtype = 'd'
+                union all select t.typelem where t.typcategory = 'A'
+                union all select r.rngsubtype from pg_range as r where r.rngtypid = t.oid
+                union all select a.atttypid from pg_attribute as a
+                          where t.typtype = 'c' and a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped
+            ) as made_of
+            where made_of.oid >= 16384
         )
-        select string_agg(concat_ws(' ', n.nspname, t.typname, t.typtypmod, (select string_agg(e.enumlabel, ',' order by e.enumsortorder)
-                                                              from pg_enum as e where e.enumtypid = t.oid)), '<' order by base.depth)
-        from base join pg_type as t on t.oid = base.oid join pg_namespace as n on n.oid = t.typnamespace) end
+        select string_agg(concat_ws(' ', n.nspname, t.typname, t.typtypmod,
+                                    (select string_agg(e.enumlabel, ',' order by e.enumsortorder)
+                                     from pg_enum as e where e.enumtypid = t.oid),
+                                    (select string_agg(concat_ws(' ', a.attname, a.atttypid, a.atttypmod), ',' order by a.attnum)
+                                     from pg_attribute as a
+                                     where t.typtype = 'c' and a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped)),
+                          '<' order by t.oid)
+        from part join pg_type as t on t.oid = part.oid join pg_namespace as n on n.oid = t.typnamespace) end
 $$;
 
 -- What the tables in the books are now, those that are there; one, or all. It takes no lock on any of them.
 --
--- captures: all triggers are there and enabled, on every partition. triggers, storage: the same text as long as nothing was done to the
--- triggers and the set of partitions, nor was the table made one of another, or to where rows lie (TRUNCATE, VACUUM FULL and rewrites change that). columns: by their numbers,
--- everything that could make a difference to the JSON form of a value or to what a filter says of it.
+-- captures: all triggers are there and enabled, on every partition. triggers, storage: of the table and each partition, the same text as
+-- long as nothing was done to its triggers, nor was the table made a partition itself; and to where its rows lie (TRUNCATE, VACUUM FULL and
+-- rewrites change that). columns: by their numbers, everything that could make a difference to the JSON form of a value or to what a filter
+-- says of it.
 create or replace function switchboard.state(only_watch integer default null)
     returns table (id integer, relation oid, schema_name text, table_name text, key_columns text[], partitioned boolean, unlogged boolean,
-                   captures boolean, triggers text, columns jsonb, storage text, attributes text)
+                   captures boolean, triggers jsonb, columns jsonb, storage jsonb, attributes text)
     language sql stable security definer
     set search_path = pg_catalog, pg_temp
     set enable_indexscan = on
@@ -211,12 +227,12 @@ as $$
                    as captures,
                exists (select from pg_trigger as t where t.tgrelid = class.oid and t.tgenabled in ('O', 'A')
                          and t.tgname = '!switchboard_truncate_' || watched.id and t.tgfoid = 'switchboard.capture'::regproc) as truncates,
-               md5(concat(class.relispartition, string_agg((select string_agg(concat_ws(' ', t.tgrelid, t.oid, t.xmin, t.tgenabled), ',' order by t.oid)
-                               from pg_trigger as t
-                               where t.tgrelid = member.relid
-                                 and t.tgname in ('!switchboard_capture_' || watched.id, '!switchboard_truncate_' || watched.id)),
-                              ';' order by member.relid))) as triggers,
-               md5(string_agg(concat_ws(' ', member.relid, leaf.relfilenode), ';' order by member.relid)) as storage
+               jsonb_object_agg(member.relid, (
+                   select string_agg(concat_ws(' ', t.oid, t.xmin, t.tgenabled, class.relispartition), ',' order by t.oid)
+                   from pg_trigger as t
+                   where t.tgrelid = member.relid
+                     and t.tgname in ('!switchboard_capture_' || watched.id, '!switchboard_truncate_' || watched.id))) as triggers,
+               jsonb_object_agg(member.relid, leaf.relfilenode) as storage
         from member join pg_class as leaf on leaf.oid = member.relid
     ) as line
     cross join lateral (
@@ -236,6 +252,19 @@ as $$
     select coalesce((select s.captures from switchboard.state(watch) as s where s.relation = captures.relation), false)
 $$;
 
+-- Whether a table has no rows, as far as can be told without waiting for somebody who holds it.
+create or replace function switchboard.is_empty(relation oid) returns boolean
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    set lock_timeout = '50ms'
+as $$
+begin
+    return coalesce(pg_relation_size(relation) = 0, true);
+exception when others then
+    return false;
+end
+$$;
+
 -- The tables in the books, by the names and keys that they have now, or had when last seen. What a gateway calls once a second: it notices
 -- what happened to them that no trigger tells, and has whoever follows such a table begin anew.
 --
@@ -253,18 +282,23 @@ begin
     -- Locked by somebody who watches or unwatches it at this moment: it is for the next time.
     for now_is in
         select s.*, w.columns as known_columns, s.captures
-                    and (w.triggers is distinct from s.triggers
-                         or w.key_columns is distinct from s.key_columns
+                    and ((w.schema_name, w.table_name, w.key_columns) is distinct from (s.schema_name, s.table_name, s.key_columns)
+                         or w.triggers is null or not w.triggers <@ s.triggers
                          or not w.columns <@ s.columns
-                         or s.partitioned and w.storage <> s.storage
-                         or w.storage <> s.storage and w.attributes <> s.attributes) as altered
+                         or s.partitioned and not w.storage <@ s.storage
+                         or w.storage <> s.storage and w.attributes <> s.attributes
+                         -- A partition that came with rows.
+                         or exists (select from jsonb_object_keys(s.triggers) as came (relid)
+                                    where not w.triggers ? came.relid and not switchboard.is_empty(came.relid::oid))) as altered,
+               -- Triggers were there, and are missing or disabled now.
+               w.triggers is not null and not s.captures as ended
         from switchboard.state() as s join switchboard.watched as w on w.id = s.id
         where (w.schema_name, w.table_name, w.key_columns, w.triggers, w.columns, w.storage, w.attributes)
               is distinct from (s.schema_name, s.table_name, s.key_columns, case when s.captures then s.triggers end,
                                 s.columns, s.storage, s.attributes)
         for update of w skip locked
     loop
-        if now_is.known_columns is not null and (now_is.altered or now_is.captures and exists (
+        if now_is.known_columns is not null and (now_is.altered or now_is.ended or now_is.captures and exists (
             -- A column that came with values for the rows that were there.
             select from pg_attribute as a
             where a.attrelid = now_is.relation and a.attnum > 0 and not a.attisdropped and not now_is.known_columns ? a.attnum::text
@@ -285,7 +319,7 @@ begin
                                             and not a.attisdropped and a.atttypid >= 16384), false),
            (select array_agg(a.attname::text order by a.attnum) from pg_attribute as a
             where a.attrelid = class.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated = 'v'),
-           md5(concat_ws(' ', w.triggers, w.columns::text, w.attributes, case when class.relkind = 'p' then w.storage end))
+           md5(concat_ws(' ', w.triggers::text, w.columns::text, w.attributes, case when class.relkind = 'p' then w.storage::text end))
     from switchboard.watched as w
     left join pg_class as class on class.oid = w.relation and w.active
     cross join (select exists (select from pg_cast where casttarget = 'json'::regtype and castfunc <> 0) as any) as casts

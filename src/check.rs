@@ -103,13 +103,13 @@ async fn look(client: &Client, database: &tokio_postgres::Config, findings: &mut
             format!("run: alter role {user} set default_transaction_isolation = 'read committed'"),
         ));
     }
+    look_at_strays(client, findings).await?;
     if !look_at_steps(client, findings).await? {
         return Ok(());
     }
     look_at_rights(client, user, findings).await?;
     look_at_doorbell(database, findings).await;
     look_at_tables(client, findings).await?;
-    look_at_strays(client, findings).await?;
     look_at_publications(client, findings).await?;
     look_at_log(client, findings).await
 }
@@ -235,13 +235,14 @@ async fn look_at_tables(client: &Client, findings: &mut Vec<Finding>) -> Result<
 /// Triggers that came with a dump and speak for no table: they write nothing, and are confusing.
 async fn look_at_strays(client: &Client, findings: &mut Vec<Finding>) -> Result<()> {
     // Only the owner of the schema sees the books.
-    let sql = "select distinct relation::regclass::text from switchboard.strays() order by 1";
+    let sql = "select distinct format('%I.%I', n.nspname, c.relname) from switchboard.strays() as stray
+               join pg_class as c on c.oid = stray.relation join pg_namespace as n on n.oid = c.relnamespace order by 1";
     let Ok(rows) = client.query(sql, &[]).await else { return Ok(()) };
     findings.extend(rows.iter().map(|row| {
         let table: &str = row.get(0);
         note(
             format!("{table} has a trigger of ours that was made for another table: a copy, which captures nothing"),
-            "run: switchboard install, which drops it; and switchboard watch, if the table is to be watched",
+            format!("run: switchboard watch '{table}', if the table is to be watched; else switchboard install, which drops the trigger"),
         )
     }));
     Ok(())

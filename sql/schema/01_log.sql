@@ -5,7 +5,7 @@
 --   switchboard.commit  one row a numbered transaction: its position, without holes
 --
 -- Steps change tables. Once released they are never edited; a later step changes what this one made. Functions are in files of their own,
--- which every installation applies again.
+-- which every installation applies again. Everything may be there already, without a row: a dump of the schema only.
 --
 -- Every table has a replica identity, so that a publication for all tables does not forbid us to delete. No column holds an object of
 -- this cluster under a type such as regclass or regrole: a dump has to load where that object does not exist.
@@ -14,7 +14,7 @@ create schema if not exists switchboard;
 
 comment on schema switchboard is 'Switchboard: change feed (log, capture, numbering). Remove with: switchboard uninstall';
 
-create table switchboard.step (
+create table if not exists switchboard.step (
     number     integer     not null,
     name       text        not null,
     applied_at timestamptz not null default pg_catalog.now(),
@@ -22,7 +22,7 @@ create table switchboard.step (
 );
 
 -- One life of the log. Positions of another epoch mean nothing in this one.
-create table switchboard.epoch (
+create table if not exists switchboard.epoch (
     name              text        not null,
     -- Where the log lives. A dump that is loaded elsewhere says so by these.
     system_identifier bigint      not null,
@@ -38,7 +38,7 @@ create table switchboard.epoch (
 
 -- The books: every watched table as it was when last seen, so that changes of a table that has been dropped since can still be told,
 -- and so that a table that is not what it was is noticed.
-create table switchboard.watched (
+create table if not exists switchboard.watched (
     -- Drawn at random: a trigger that was copied into another database names a table that is not in the books there.
     id          integer not null,
     -- Null where the table is not in this database.
@@ -49,20 +49,20 @@ create table switchboard.watched (
     key_columns text[],
     -- False once unwatched; the row stays, for the changes that the log still holds.
     active      boolean not null default true,
-    -- What switchboard.state() said of the table, null before it was asked: its triggers and partitions; its columns by their numbers;
-    -- where its rows lie; and which versions of its columns' descriptions these are.
-    triggers    text,
+    -- What switchboard.state() said of the table, null before it was asked: its triggers, by itself and its partitions; its columns by their
+    -- numbers; where its rows lie, by itself and its partitions; and which versions of its columns' descriptions these are.
+    triggers    jsonb,
     columns     jsonb,
-    storage     text,
+    storage     jsonb,
     attributes  text,
     constraint watched_pkey primary key (id),
     constraint watched_relation_key unique (relation)
 );
 
 -- Draws both serials and marks. It must not be cached: a cached number says nothing about order.
-create sequence switchboard.serial as bigint cache 1 no cycle;
+create sequence if not exists switchboard.serial as bigint cache 1 no cycle;
 
-create table switchboard.log (
+create table if not exists switchboard.log (
     xid    xid8    not null,
     serial bigint  not null default pg_catalog.nextval('switchboard.serial'),
     watch  integer not null,
@@ -78,12 +78,12 @@ create table switchboard.log (
 
 -- Not unique: a transaction has rows that only wait (see switchboard.mark()) beside the one with its mark, and a session that resets its
 -- settings between two writes makes the second one look like a first one, which must not fail its commit. The last mark counts.
-create table switchboard.mark (
+create table if not exists switchboard.mark (
     xid  xid8        not null,
     mark bigint      not null,
     at   timestamptz not null
 );
-create index mark_xid on switchboard.mark (xid);
+create index if not exists mark_xid on switchboard.mark (xid);
 alter table switchboard.mark replica identity full;
 
 -- Positions. The newest row of each numbering carries the snapshot that it numbered by, and so the newest row of all is
@@ -91,7 +91,7 @@ alter table switchboard.mark replica identity full;
 -- all of its versions; an index read from its end is not.
 --
 -- The oldest row is the anchor: its changes were forgotten (at position 0 there were none), and a reader that has them can go on.
-create table switchboard.commit (
+create table if not exists switchboard.commit (
     position    bigint      not null,
     -- Tells this commit from another one that came to the same position after a failover.
     nonce       integer     not null,
@@ -108,7 +108,7 @@ create table switchboard.commit (
 );
 
 -- Commits of which some changes are still to be deleted: those up to last_serial and after after_serial.
-create table switchboard.forgotten (
+create table if not exists switchboard.forgotten (
     xid          xid8   not null,
     after_serial bigint not null,
     last_serial  bigint not null,
@@ -116,17 +116,17 @@ create table switchboard.forgotten (
 );
 
 -- Empty: those who number hold a lock on it, one at a time.
-create table switchboard.numbering ();
+create table if not exists switchboard.numbering ();
 alter table switchboard.numbering replica identity full;
 
 -- The roles that gateways use, beside the owner of this schema.
-create table switchboard.gateway_role (
+create table if not exists switchboard.gateway_role (
     role_name text not null,
     constraint gateway_role_pkey primary key (role_name)
 );
 
 -- What those roles were granted on behalf of Switchboard, to be taken back with it: usage of a schema, or select on a table.
-create table switchboard.granted (
+create table if not exists switchboard.granted (
     role_name   text not null,
     schema_name text not null,
     -- Null where it is the usage of the schema.

@@ -11,6 +11,7 @@ mod delivery;
 mod documents;
 mod doorbell;
 mod drill;
+mod dumps;
 mod epochs;
 mod filters;
 mod gateways;

@@ -30,6 +30,11 @@ impl Server {
     pub async fn database(&self) -> Database {
         Database::create(self.0.url("postgres"), |name| self.0.url(name)).await
     }
+
+    /// A new database on it, without the log.
+    pub async fn empty_database(&self) -> Database {
+        Database::bare(self.0.url("postgres"), "", |name| self.0.url(name)).await
+    }
 }
 
 /// The server that most tests share. It lives as long as the process, on a runtime of its own.
@@ -93,6 +98,11 @@ impl Database {
         let db = Database::bare(server.0.url("postgres"), options, |name| server.0.url(name)).await;
         install::install(&mut connect(&db.url).await, false, None).await.unwrap();
         db
+    }
+
+    /// One that is there already.
+    pub async fn at(url: &str) -> Database {
+        Database { client: connect(url).await, url: url.to_owned() }
     }
 
     /// What a gateway needs to know.
