@@ -123,7 +123,7 @@ impl Reader {
     }
 }
 
-async fn get(gateway: &Gateway, path: &str) -> Value {
+pub async fn get(gateway: &Gateway, path: &str) -> Value {
     Reader::get(gateway.address, path, "").await.json().await
 }
 

@@ -6,6 +6,7 @@ use serde_json::Value;
 use switchboard::install;
 
 use crate::harness::{Client, Database, Gateway, Server, soon, until};
+use crate::plain;
 
 async fn numbers() -> Database {
     let db = Database::new().await;
@@ -56,25 +57,44 @@ fn brought(frame: &Value) -> Vec<i64> {
 }
 
 /// Whoever goes on reading in the middle of a commit waits, for as long as this session holds the lock 77.
-async fn hold_readers(db: &Database) {
+pub async fn hold_readers(db: &Database) {
+    hold_readers_where(db, "after_serial is not null").await;
+}
+
+/// Whoever reads the log so waits, for as long as this session holds the lock 77. Whatever else the function takes and gives.
+async fn hold_readers_where(db: &Database, condition: &str) {
     db.run(&[
-        "alter function switchboard.read(bigint, integer, bigint, bigint, bigint, integer, bigint, boolean) rename to read_at_once",
-        r#"create function switchboard.read(bigint, integer, bigint, after_serial bigint, bigint, integer, bigint, boolean)
-           returns table ("position" bigint, nonce integer, xid text, at text, last_serial bigint,
-                          serial bigint, watch integer, op text, old bytea, new bytea)
-           language plpgsql volatile as $$
-           begin
-               if after_serial is not null then
-                   perform pg_advisory_xact_lock_shared(77);
-               end if;
-               return query select * from switchboard.read_at_once($1, $2, $3, $4, $5, $6, $7, $8);
-           end $$"#,
+        &format!(
+            "do $do$
+             declare
+                 this record;
+             begin
+                 select oid::regprocedure as name, pg_get_function_arguments(oid) as arguments, pg_get_function_result(oid) as result,
+                        (select string_agg('$' || n, ', ' order by n) from generate_series(1, pronargs) as n) as passed
+                 into strict this
+                 from pg_proc where pronamespace = 'switchboard'::regnamespace and proname = 'read' order by pronargs desc limit 1;
+                 execute format('alter function %s rename to read_at_once', this.name);
+                 execute format(
+                     'create function switchboard.read(%s) returns %s language plpgsql volatile as %L', this.arguments, this.result,
+                     format('begin
+                                 if {condition} then
+                                     perform pg_advisory_xact_lock_shared(77);
+                                 end if;
+                                 return query select * from switchboard.read_at_once(%s);
+                             end', this.passed));
+             end $do$"
+        ),
         "select pg_advisory_lock(77)",
     ])
     .await;
 }
 
-async fn release_readers(db: &Database) {
+/// How many wait there.
+pub async fn held_readers(db: &Database) -> i64 {
+    db.value("select count(*) from pg_locks where locktype = 'advisory' and objid = 77 and not granted").await
+}
+
+pub async fn release_readers(db: &Database) {
     db.run(&["select pg_advisory_unlock(77)"]).await;
 }
 
@@ -374,12 +394,7 @@ async fn one_that_resumes_in_a_commit_that_is_forgotten_meanwhile_is_reset() {
     hold_readers(&db).await;
     let mut client = gateway.subscribe(&format!("from={cursor}")).await;
     let mut strict = gateway.subscribe(&format!("from={cursor}&on_reset=close")).await;
-    until("both are in the middle of it", async || {
-        db.value::<i64>("select count(*) from pg_locks where locktype = 'advisory' and objid = 77 and not granted")
-            .await
-            == 2
-    })
-    .await;
+    until("both are in the middle of it", async || held_readers(&db).await == 2).await;
 
     trim_all(&db).await;
     release_readers(&db).await;
@@ -512,4 +527,162 @@ async fn an_installation_that_is_repeated_keeps_the_log_and_the_roles() {
     insert(&db, 5..6).await;
     assert_eq!(brought(&client.commit().await), [5]);
     until("retention forgets", async || count(&db, "log").await == 2).await;
+}
+
+/// A client that comes back to a cursor.
+async fn resume(gateway: &Gateway, cursor: &str) -> Client {
+    let mut client = gateway.subscribe(&format!("from={cursor}")).await;
+    client.next_of("hello", &[]).await;
+    client.cursor = Some(cursor.to_owned());
+    client
+}
+
+/// Commits of one number each, from 0 on; the cursors that a client is given with them.
+async fn commits(db: &Database, gateway: &Gateway, count: i32) -> Vec<String> {
+    let mut client = gateway.follow("").await;
+    let mut cursors = Vec::new();
+    for n in 0..count {
+        insert(db, n..n + 1).await;
+        cursors.push(client.commit().await["cursor"].as_str().unwrap().to_owned());
+    }
+    cursors
+}
+
+#[tokio::test]
+async fn whoever_has_all_that_was_forgotten_goes_on_without_a_reset() {
+    let db = numbers().await;
+    let gateway = Gateway::start(&db).await;
+    let ready = gateway.follow("").await.cursor.unwrap();
+    let cursors = commits(&db, &gateway, 6).await;
+    // Nothing is forgotten yet: also what came before the first commit is a place to go on from.
+    assert_eq!(brought(&resume(&gateway, &ready).await.commit().await), [0]);
+
+    trim(&db, 3, 10_000).await;
+
+    let mut client = resume(&gateway, &cursors[2]).await;
+    for n in 3..6 {
+        assert_eq!(brought(&client.commit().await), [n]);
+    }
+    client.next_of("ready", &["position"]).await;
+    for gone in [&ready, &cursors[1]] {
+        let mut client = gateway.subscribe(&format!("from={gone}")).await;
+        assert_eq!(client.next_of("reset", &["hello"]).await["reason"], "expired");
+    }
+    // And so on, slice by slice, until all but the newest is forgotten.
+    for newest_gone in 3..5 {
+        trim(&db, 5 - newest_gone as i64, 10_000).await;
+        let mut client = resume(&gateway, &cursors[newest_gone]).await;
+        assert_eq!(brought(&client.commit().await), [newest_gone as i64 + 1]);
+        let mut client = gateway.subscribe(&format!("from={}", cursors[newest_gone - 1])).await;
+        assert_eq!(client.next_of("reset", &["hello"]).await["reason"], "expired");
+    }
+}
+
+#[tokio::test]
+async fn whoever_has_a_large_commit_goes_on_while_it_is_forgotten_in_slices() {
+    let db = numbers().await;
+    let gateway = Gateway::start(&db).await;
+    let mut client = gateway.follow("").await;
+    insert(&db, 0..1).await;
+    let before = client.commit().await["cursor"].as_str().unwrap().to_owned();
+    insert(&db, 1..3000).await;
+    let large = client.commit().await["cursor"].as_str().unwrap().to_owned();
+    insert(&db, 3000..3001).await;
+    client.commit().await;
+
+    loop {
+        let (_, more) = trim(&db, 1, 1000).await;
+        assert_eq!(brought(&resume(&gateway, &large).await.commit().await), [3000]);
+        let mut late = gateway.subscribe(&format!("from={before}")).await;
+        assert_eq!(late.next_of("reset", &["hello"]).await["reason"], "expired");
+        if !more {
+            break;
+        }
+    }
+}
+
+#[tokio::test]
+async fn from_oldest_brings_everything_that_the_log_holds() {
+    let db = numbers().await;
+    let gateway = Gateway::start(&db).await;
+    let cursors = commits(&db, &gateway, 6).await;
+    let held = async |parameters: &str| -> Vec<i64> {
+        let page = plain::get(&gateway, &format!("/v1/changes?limit=100{parameters}")).await;
+        page["commits"].as_array().unwrap().iter().flat_map(brought).collect()
+    };
+    assert_eq!(held("").await, [0, 1, 2, 3, 4, 5]);
+
+    for kept in (1..6).rev() {
+        trim(&db, kept, 10_000).await;
+        assert_eq!(count(&db, "log").await, kept);
+
+        let expected: Vec<i64> = (6 - kept..6).collect();
+        assert_eq!(held("").await, expected);
+        assert_eq!(held("&from=oldest").await, expected);
+        // What a refusal names as the oldest is just that.
+        let gone = &cursors[0];
+        let mut client = gateway.subscribe(&format!("from={gone}&on_reset=close")).await;
+        if kept == 5 {
+            assert_eq!(brought(&client.next_of("commit", &["hello"]).await), [1], "it was behind no more than it has");
+            continue;
+        }
+        let reset = client.next_of("reset", &["hello"]).await;
+        let oldest = reset["oldest"].as_str().unwrap();
+        assert_eq!(held(&format!("&from={oldest}")).await, expected);
+        let mut client = resume(&gateway, oldest).await;
+        for n in &expected {
+            assert_eq!(brought(&client.commit().await), [*n]);
+        }
+        let refusal = plain::get(&gateway, &format!("/v1/changes?from={gone}")).await;
+        assert_eq!(refusal["error"]["oldest"], oldest);
+    }
+}
+
+#[tokio::test]
+async fn a_feed_that_brought_exactly_what_was_forgotten_goes_on() {
+    let db = numbers().await;
+    let gateway = Gateway::start(&db).await;
+    let mut follower = gateway.follow("").await;
+    insert(&db, 0..1).await;
+    insert(&db, 1..2).await;
+    assert_eq!([brought(&follower.commit().await), brought(&follower.commit().await)], [[0], [1]]);
+    hold_readers_where(&db, "true").await;
+    insert(&db, 2..3).await;
+    until("the feed reads", async || held_readers(&db).await > 0).await;
+    insert(&db, 3..4).await;
+    number(&db).await;
+
+    trim(&db, 2, 10_000).await;
+    assert_eq!(count(&db, "log").await, 2, "what was brought is forgotten, and nothing else");
+    release_readers(&db).await;
+
+    // Neither a reset nor anything else comes in between.
+    let next = [follower.next_of("commit", &[]).await, follower.next_of("commit", &[]).await];
+    assert_eq!(next.each_ref().map(brought), [[2], [3]]);
+}
+
+#[tokio::test]
+async fn a_gateway_that_was_away_goes_on_where_exactly_what_it_brought_was_forgotten() {
+    let db = numbers().await;
+    let (proxy, database) = db.behind_proxy().await;
+    let gateway = Gateway::launch(database, |_| {}).await;
+    gateway.ready().await;
+    let mut follower = gateway.follow("").await;
+    insert(&db, 0..1).await;
+    assert_eq!(brought(&follower.commit().await), [0]);
+    let (server, _) = db.url.rsplit_once('@').unwrap().1.split_once('/').unwrap();
+    proxy.lead_to(None);
+    proxy.cut();
+    until("it is away", async || gateway.get("/readyz").await.0 != 200).await;
+
+    for n in 1..4 {
+        insert(&db, n..n + 1).await;
+    }
+    number(&db).await;
+    trim(&db, 3, 10_000).await;
+    proxy.lead_to(Some(server.parse().unwrap()));
+
+    for n in 1..4 {
+        assert_eq!(brought(&follower.next_of("commit", &["status", "position"]).await), [n]);
+    }
 }
