@@ -4,7 +4,8 @@
 use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use serde_json::Value;
 use switchboard::change::{Cursor, Place};
@@ -14,7 +15,8 @@ use switchboard::log::{Log, Page, PageSize};
 use tokio::process::Command;
 use tokio_postgres::Client as Session;
 
-use crate::harness::{Client, Database, Gateway, Server, connect, soon, until};
+use crate::harness::{Client, Database, Gateway, Mirror, Server, connect, soon, until};
+use crate::retention::{held_readers, hold_readers, release_readers};
 
 async fn numbers(db: &Database) {
     db.run(&["create table number (n int primary key)"]).await;
@@ -243,6 +245,183 @@ async fn a_log_that_goes_on_from_another_commit_is_read_by_nobody() {
 
     assert!(matches!(read(lost).await, Page::Overtaken), "other commits have these positions now");
     assert!(matches!(read(kept).await, Page::Parts(parts) if parts.len() == 2));
+}
+
+/// The next frames are parts of one commit, none of them its end, and then a reset: the reason.
+async fn cut_off_in_a_commit(client: &mut Client) -> Value {
+    let mut cursor = None;
+    loop {
+        let frame = client.frame().await.unwrap();
+        match frame["type"].as_str().unwrap() {
+            "commit" => {
+                assert_eq!(frame["more"], true, "half of one commit and half of another look like one: {frame:.300}");
+                assert_eq!(*cursor.get_or_insert(frame["cursor"].clone()), frame["cursor"], "and parts of both came");
+                let numbers = frame["changes"].as_array().unwrap().iter().map(|change| change["new"]["n"].as_i64());
+                assert!(numbers.flatten().all(|n| n < 100_000), "what came next is of another commit");
+            }
+            "reset" => return frame["reason"].clone(),
+            "status" | "position" | "hello" => {}
+            _ => panic!("the rest of a commit or a reset was due, and this came: {frame:.300}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn half_a_commit_is_never_completed_by_another_one_that_has_its_place_after_a_failover() {
+    for sessions_live_on in [true, false] {
+        let db = Database::new().await;
+        numbers(&db).await;
+        let gateway = Gateway::start(&db).await;
+        let mut live = gateway.follow("table=number").await;
+        insert(&db, 0..1).await;
+        next_numbers(&mut live, 1).await;
+        let kept = live.cursor.clone().unwrap();
+        hold_readers(&db).await;
+        db.run(&["insert into number select generate_series(10000, 15000)"]).await;
+        until("the feed is in the middle of it", async || held_readers(&db).await == 1).await;
+        // One that reads the log itself stands there too.
+        let mut late = resume(&gateway, &kept).await;
+
+        lose_commits_behind(&db, &kept).await;
+        db.run(&["insert into number select generate_series(100000, 106000)", "insert into number values (200000)"])
+            .await;
+        number(&db).await;
+        if !sessions_live_on {
+            cut_off(&db).await;
+        }
+        release_readers(&db).await;
+
+        assert_eq!(cut_off_in_a_commit(&mut live).await, "nonce", "sessions live on: {sessions_live_on}");
+        let expected: Vec<i64> = std::iter::once(0).chain(100_000..=106_000).chain([200_000]).collect();
+        assert_eq!(snapshot_numbers(&mut live).await, expected);
+        // The other one began behind what both have, so it gets the new commits whole, or is told.
+        let mut numbers = Vec::new();
+        while numbers.last() != Some(&200_000) {
+            let frame = late.frame().await.unwrap();
+            match frame["type"].as_str().unwrap() {
+                "commit" => {
+                    numbers.extend(frame["changes"].as_array().unwrap().iter().filter_map(|c| c["new"]["n"].as_i64()))
+                }
+                "reset" => numbers.clear(),
+                "rows" => numbers.extend(frame["rows"].as_array().unwrap().iter().filter_map(|row| row["n"].as_i64())),
+                _ => {}
+            }
+        }
+        numbers.retain(|n| *n != 0);
+        assert_eq!(numbers, expected[1..], "sessions live on: {sessions_live_on}");
+        insert(&db, 300_000..300_001).await;
+        assert_eq!(next_numbers(&mut live, 1).await, [300_000]);
+    }
+}
+
+/// What numbering has seen has its position: it will not look there again, and nobody would tell or forget the rest.
+async fn nothing_is_left_behind(db: &Database, told: &str) {
+    for table in ["log", "mark"] {
+        let left = format!(
+            "select count(*) from switchboard.{table}
+             where xid not in (select xid from switchboard.commit)
+               and pg_visible_in_snapshot(xid, (select snapshot from switchboard.commit order by position desc limit 1))"
+        );
+        let left: i64 = db.value(&left).await;
+        assert_eq!(left, 0, "{told}: rows of switchboard.{table} that nobody will tell or forget");
+    }
+}
+
+async fn number(db: &Database) {
+    db.run(&["begin isolation level repeatable read; lock table switchboard.numbering in exclusive mode;
+              select switchboard.number(false); commit"])
+        .await;
+}
+
+#[tokio::test]
+async fn what_commits_while_a_new_epoch_begins_is_in_it_or_gone_with_the_old_one() {
+    for table in ["log", "mark", "commit", "epoch"] {
+        let db = Database::new().await;
+        numbers(&db).await;
+        insert(&db, 0..5).await;
+        number(&db).await;
+        insert(&db, 5..8).await;
+        db.run(&["update switchboard.epoch set system_identifier = 1"]).await;
+        let (writer, opener, holder) = (db.session().await, db.session().await, db.session().await);
+        writer.batch_execute("begin; insert into number values (100)").await.unwrap();
+        // Whoever deletes these rows waits here: in the middle of it others commit.
+        holder.batch_execute(&format!("begin; select from switchboard.{table} for update")).await.unwrap();
+        let opening = tokio::spawn(async move { opener.batch_execute("select switchboard.open()").await });
+        let waits =
+            "select exists (select from pg_stat_activity where query like '%open()%' and pid <> pg_backend_pid()
+                                    and datname = current_database() and (wait_event_type = 'Lock' or state = 'idle'))";
+        until("the new epoch begins", async || db.value(waits).await).await;
+
+        let writing = tokio::spawn(async move {
+            writer.batch_execute("commit").await?;
+            writer.batch_execute("insert into number values (101)").await
+        });
+        // Perhaps writers wait for the new epoch. Not for ever.
+        let both_wait =
+            "select count(*) = 2 from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+        until("the writer is done, or waits", async || writing.is_finished() || db.value(both_wait).await).await;
+        holder.batch_execute("rollback").await.unwrap();
+        soon("the epoch is open", opening).await.unwrap().unwrap();
+        soon("the writer is done", writing).await.unwrap().unwrap();
+
+        number(&db).await;
+        nothing_is_left_behind(&db, table).await;
+        let gateway = Gateway::start(&db).await;
+        let mut client = gateway.subscribe("table=number").await;
+        assert_eq!(snapshot_numbers(&mut client).await, [0, 1, 2, 3, 4, 5, 6, 7, 100, 101]);
+        insert(&db, 102..103).await;
+        assert_eq!(next_numbers(&mut client, 1).await, [102]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn epochs_that_begin_again_and_again_while_writers_commit_lose_nothing_and_leave_nothing() {
+    const EPOCHS: usize = 25;
+    let db = Database::new().await;
+    numbers(&db).await;
+    let gateway = Gateway::start(&db).await;
+    let mut follower = Mirror::begin(&gateway, "table=number").await;
+    let going = Arc::new(AtomicBool::new(true));
+    let mut writers = Vec::new();
+    for writer in 0..3 {
+        let (session, going) = (db.session().await, going.clone());
+        writers.push(tokio::spawn(async move {
+            let mut n = writer * 1_000_000;
+            while going.load(Ordering::Relaxed) {
+                let rows = if n % 10 == 0 { 500 } else { 1 };
+                insert_many(&session, n, rows).await;
+                n += rows;
+            }
+        }));
+    }
+
+    for epoch in 0..EPOCHS {
+        db.run(&[
+            "update switchboard.epoch set system_identifier = system_identifier + 1",
+            "select switchboard.open()",
+        ])
+        .await;
+        nothing_is_left_behind(&db, &format!("epoch {epoch}")).await;
+    }
+
+    going.store(false, Ordering::Relaxed);
+    for writer in writers {
+        soon("the writers end", writer).await.unwrap();
+    }
+    number(&db).await;
+    nothing_is_left_behind(&db, "after all").await;
+    insert(&db, -1..0).await;
+    follower.becomes(&db, "select * from number").await;
+    assert!(
+        !follower.resets.is_empty() && follower.resets.iter().all(|reason| reason == "epoch"),
+        "{:?}",
+        follower.resets
+    );
+}
+
+async fn insert_many(session: &Session, first: i32, rows: i32) {
+    let sql = format!("insert into number select n from generate_series({first}, {first} + {rows} - 1) as n");
+    session.batch_execute(&sql).await.unwrap();
 }
 
 /// A streaming standby of a server, and how to reach both.
