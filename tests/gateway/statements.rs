@@ -246,6 +246,52 @@ async fn a_savepoint_rolled_back_with_constraints_immediate_leaves_the_rest() {
 }
 
 #[tokio::test]
+async fn a_refresh_that_would_write_a_watched_table_is_refused_and_never_silent() {
+    let (db, _gateway, mut client) = start_with_t().await;
+    db.run(&[
+        "create function note() returns int language plpgsql as
+             $$ begin insert into public.t values (3, 'refresh'); return 3; end $$",
+        "create materialized view noted as select note() as id with no data",
+    ])
+    .await;
+
+    let refused = db.batch_execute("refresh materialized view noted").await.unwrap_err();
+    db.run(&["insert into t values (4, 'next')"]).await;
+
+    // PostgreSQL's rule, which docs/delivery.md quotes: no deferred trigger can be queued there, ours or anybody's.
+    let refused = refused.as_db_error().unwrap();
+    assert_eq!(refused.message(), "cannot fire deferred trigger within security-restricted operation");
+    assert_eq!(db.value::<i64>("select count(*) from t where id = 3").await, 0);
+    assert_eq!(told(&mut client).await, ["insert t 4 next"]);
+}
+
+#[tokio::test]
+async fn what_deferred_triggers_write_arrives_in_the_commit_that_queued_them() {
+    let (db, _gateway, mut client) = start_with_t().await;
+    // Each fires as the transaction commits; the second one, which the first one queues, a pass later.
+    db.run(&[
+        "create table relay (n int)",
+        "create function once() returns trigger language plpgsql as
+             $$ begin insert into relay values (new.id); insert into t values (new.id + 100, 'once'); return null; end $$",
+        "create function twice() returns trigger language plpgsql as
+             $$ begin insert into t values (new.n + 200, 'twice'); return null; end $$",
+        "create constraint trigger once after insert on t deferrable initially deferred
+             for each row when (new.id < 100) execute function once()",
+        "create constraint trigger twice after insert on relay deferrable initially deferred
+             for each row execute function twice()",
+    ])
+    .await;
+
+    db.run(&["insert into t values (3, 'c')"]).await;
+    db.transaction(&["insert into t values (4, 'd')", "update t set v = 'e' where id = 1"]).await;
+    db.run(&["insert into relay values (5)"]).await;
+
+    assert_eq!(told(&mut client).await, ["insert t 3 c", "insert t 103 once", "insert t 203 twice"]);
+    assert_eq!(told(&mut client).await, ["insert t 4 d", "update t 1 e", "insert t 104 once", "insert t 204 twice"]);
+    assert_eq!(told(&mut client).await, ["insert t 205 twice"], "the first change of all may come that late");
+}
+
+#[tokio::test]
 async fn settings_that_a_session_resets_neither_fail_its_commit_nor_hide_it() {
     let (db, _gateway, mut client) = start_with_t().await;
 
