@@ -4,7 +4,7 @@
 //! cargo test --release --test drill -- --seconds 1800 --seed 7
 //! ```
 //!
-//! It goes in rounds. In each, writers change eight tables in every way there is while saboteurs kill and freeze PostgreSQL, gateways,
+//! It goes in rounds. In each, writers change eleven tables in every way there is while saboteurs kill and freeze PostgreSQL, gateways,
 //! networks and clients; then everything is mended, the writers stop, every reader has to arrive at the same end, and the oracles
 //! compare. It prints its seed, what it did and what it saw, and exits with 1 at the first violation. The same seed draws the same
 //! writes and faults; when they meet is up to the machine.
@@ -15,6 +15,7 @@ mod bounds;
 mod faults;
 mod gateways;
 mod gather;
+mod keys;
 mod oracles;
 mod proxy;
 mod reader;
@@ -99,6 +100,8 @@ async fn main() -> ExitCode {
         ("shared_buffers", "64MB"),
         ("max_wal_size", "256MB"),
         ("autovacuum_naptime", "5s"),
+        // Writers that claim each other's keys wait in circles.
+        ("deadlock_timeout", "200ms"),
     ];
     let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
     let options = Options { dir, settings, durable: true, keep: false };

@@ -7,6 +7,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use serde_json::value::RawValue;
 
+use super::keys::Keys;
+
 /// How many violations one story keeps; the first ones tell the most.
 const VIOLATIONS_MAX: usize = 20;
 
@@ -85,6 +87,7 @@ pub struct Story {
     /// Which rows belong to the filter that the reader asked with.
     pub takes: Option<fn(&str) -> bool>,
     pub tables: HashMap<String, Rows>,
+    keys: Keys,
     pub runs: Vec<Run>,
     pub violations: Vec<String>,
     pub changes: u64,
@@ -189,6 +192,11 @@ impl Story {
             self.wrong(format!("the sum was {:?}, and is {} after {cursor}", self.balance, self.sum));
             self.balance = Some(self.sum);
         }
+        if self.cursor.is_some() {
+            for finding in self.keys.check() {
+                self.wrong(format!("{finding} after {cursor}"));
+            }
+        }
         // Before `ready` a commit belongs to the rows: what it comes behind is not all of what went before.
         if self.cursor.is_some() {
             if let Some(run) = self.runs.last_mut() {
@@ -202,6 +210,7 @@ impl Story {
         self.check_match(change, cursor);
         if change.op == "truncate" {
             let rows = self.tables.remove(&change.table).unwrap_or_default();
+            self.keys.empty(&change.table);
             if self.balanced.contains(&change.table.as_str()) {
                 self.sum -= rows.iter().map(|(row, count)| n_of(row) * i64::from(*count)).sum::<i64>();
             }
@@ -249,6 +258,7 @@ impl Story {
         }
         let rows = self.tables.get_mut(table).expect("inserted above");
         *rows.entry(row.into()).or_default() += 1;
+        self.keys.add(table, row);
     }
 
     fn remove(&mut self, table: &str, row: &str) -> bool {
@@ -258,6 +268,7 @@ impl Story {
         if *count == 0 {
             rows.remove(row);
         }
+        self.keys.remove(table, row);
         if self.balanced.contains(&table) {
             self.sum -= n_of(row);
         }
@@ -269,6 +280,7 @@ impl Story {
         self.runs.push(Run { after: position, until: position, commits: Vec::new() });
         self.cursor = Some(cursor.to_owned());
         self.balance = Some(self.sum);
+        self.keys.settle();
     }
 
     fn advance(&mut self, cursor: &str) {
@@ -280,6 +292,7 @@ impl Story {
 
     fn forget(&mut self) {
         self.tables.clear();
+        self.keys = Keys::default();
         self.parts.clear();
         (self.sum, self.balance) = (0, None);
         (self.chain, self.cursor) = (None, None);

@@ -4,6 +4,8 @@
 
 #[path = "../drill/gather.rs"]
 pub mod gather;
+#[path = "../drill/keys.rs"]
+pub mod keys;
 #[path = "../drill/oracles.rs"]
 pub mod oracles;
 #[path = "../drill/proxy.rs"]

@@ -336,3 +336,53 @@ fn what_was_rolled_back_and_told_is_caught_unless_a_crash_gave_its_number_to_ano
     assert!(findings.iter().any(|finding| finding.starts_with("rolled back, and told")), "{findings:#?}");
     assert_eq!(heard_beside(&session(), vec![undone, entry(703, Outcome::Committed)]), [""; 0]);
 }
+
+/// A story of a few rows and commits; what it finds wrong.
+fn hears(rows: &[(&str, Value)], commits: &[Value]) -> Vec<String> {
+    let mut story = Story::new("reader", Vec::new());
+    for (table, rows) in rows {
+        story.hear(&json!({"type": "rows", "table": table, "rows": rows}).to_string());
+    }
+    story.hear(r#"{"type":"ready","cursor":"made.0.0000"}"#);
+    for (at, changes) in commits.iter().enumerate() {
+        let (prev, cursor) = (format!("made.{at}.0000"), format!("made.{}.0000", at + 1));
+        let commit = json!({"type": "commit", "prev": prev, "cursor": cursor, "tx": "1", "changes": changes});
+        story.hear(&commit.to_string());
+    }
+    story.violations
+}
+
+#[test]
+fn an_insert_that_is_told_before_the_delete_that_made_room_for_it_is_noticed() {
+    let rows = [("public.slot", json!([{"id": 1, "v": "old"}]))];
+    let delete = json!([{"op": "delete", "table": "public.slot", "old": {"id": 1, "v": "old"}}]);
+    let insert = json!([{"op": "insert", "table": "public.slot", "new": {"id": 1, "v": "new"}}]);
+
+    let right = hears(&rows, &[delete.clone(), insert.clone()]);
+    let wrong = hears(&rows, &[insert, delete]);
+
+    assert!(right.is_empty(), "{right:?}");
+    assert_eq!(wrong, ["reader: public.slot has 2 rows of the key 1 after made.1.0000"]);
+}
+
+#[test]
+fn a_child_that_is_told_before_its_parent_or_is_left_without_is_noticed() {
+    let rows = [("public.lot", json!([{"id": 7}])), ("public.item", json!([{"id": 1, "lot": 7}]))];
+    let change = |op: &str, table: &str, row: Value| {
+        let side = if op == "insert" { "new" } else { "old" };
+        json!([{"op": op, "table": table, side: row}])
+    };
+    let (parent, child) = (json!({"id": 8}), json!({"id": 2, "lot": 8}));
+    let come = [change("insert", "public.lot", parent), change("insert", "public.item", child)];
+    let go =
+        [change("delete", "public.item", json!({"id": 1, "lot": 7})), change("delete", "public.lot", json!({"id": 7}))];
+
+    for [first, second] in [come, go] {
+        let right = hears(&rows, &[first.clone(), second.clone()]);
+        let wrong = hears(&rows, &[second, first]);
+
+        assert!(right.is_empty(), "{right:?}");
+        assert_eq!(wrong.len(), 1, "{wrong:?}");
+        assert!(wrong[0].contains("which is not there after made.1.0000"), "{wrong:?}");
+    }
+}
