@@ -137,14 +137,16 @@ as $$
 begin
     -- Rows of other transactions come with a dump that is loaded.
     if new.xid = pg_current_xact_id() then
-        insert into switchboard.mark (xid, mark, at) values (new.xid, 0, clock_timestamp());
+        insert into switchboard.mark (xid, mark, at)
+        values (new.xid, -2 - currval('switchboard.serial'), clock_timestamp());
     end if;
     return null;
 end
 $$;
 
--- Draws the mark, as late as can be: its serial orders transactions as their commits are ordered. What waits has 0 in its place; -1 if
--- somebody made constraints immediate; -2 if that was checked.
+-- Draws the mark, as late as can be: its serial orders transactions as their commits are ordered. What waits has -1 in its place if
+-- somebody made constraints immediate; else -2 less the last serial at that time. If more was written since, by a deferred trigger of the
+-- user's, that may have checks to wait for as well, and so it waits for another pass.
 --
 -- Then the doorbell. A feed that sleeps holds the lock exclusively: who cannot share it has to wake the feed. Who can, keeps it until
 -- the commit is visible, and the feed does not fall asleep before that. A transaction that rang could not be prepared for
@@ -162,9 +164,10 @@ begin
         set constraints switchboard.mark_draw deferred;
         insert into switchboard.mark (xid, mark, at) values (new.xid, -1, clock_timestamp());
         return null;
-    elsif new.mark = -1 then
+    elsif new.mark <> -2 - currval('switchboard.serial') then
         -- This is the commit, unless constraints were made immediate again. If they were, this insertion fires at once, as above.
-        insert into switchboard.mark (xid, mark, at) values (new.xid, -2, clock_timestamp());
+        insert into switchboard.mark (xid, mark, at)
+        values (new.xid, -2 - currval('switchboard.serial'), clock_timestamp());
         return null;
     end if;
     insert into switchboard.mark (xid, mark, at)
@@ -198,7 +201,7 @@ begin
         create constraint trigger mark_draw
             after insert on switchboard.mark
             deferrable initially deferred
-            for each row when (new.mark <= 0)
+            for each row when (new.mark < 0)
             execute function switchboard.mark();
     end if;
     if exists (select from pg_catalog.pg_trigger

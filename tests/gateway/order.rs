@@ -339,3 +339,36 @@ async fn what_a_deferred_trigger_of_the_users_writes_belongs_to_its_commit_and_i
     let told = deeds(&db, &cursor, 2).await;
     assert_eq!(told, [vec!["delete slot 1"], vec!["insert slot 5", "insert slot 1", "insert audit 5"]]);
 }
+
+#[tokio::test]
+async fn a_commit_that_waits_for_another_over_what_a_deferred_trigger_wrote_comes_behind_it() {
+    const NOW: &str = "set constraints all immediate";
+    const LATER: &str = "set constraints all deferred";
+    let (db, _) = deferred().await;
+    db.run(&[
+        "create table audit (id int primary key deferrable initially deferred, what text)",
+        "insert into audit values (1, 'old')",
+        "create function audit() returns trigger language plpgsql as $$ begin
+             insert into audit values (new.id, new.v); return null; end $$",
+        "create constraint trigger audit after insert on slot deferrable initially deferred
+             for each row execute function audit()",
+    ])
+    .await;
+    db.watch("audit").await;
+    for settings in [vec![], vec![NOW, LATER]] {
+        db.run(&["truncate slot, audit", "insert into audit values (1, 'old')"]).await;
+        let cursor = end(&db).await;
+        let first = db.session().await;
+        first.batch_execute("begin; delete from audit where id = 1").await.unwrap();
+
+        let begin = ["begin", "insert into slot values (5, 'a')"];
+        let waiting = [&begin, &settings[..], &["insert into slot values (1, 'new')", "commit"]].concat();
+        wait_for(&db, &first, &waiting, &[]).await;
+
+        let told = deeds(&db, &cursor, 2).await;
+        assert_eq!(told[0], ["delete audit 1"], "{waiting:?}");
+        let mut inserts = told[1].clone();
+        inserts.sort();
+        assert_eq!(inserts, ["insert audit 1", "insert audit 5", "insert slot 1", "insert slot 5"], "{waiting:?}");
+    }
+}
