@@ -80,7 +80,7 @@ async fn look(client: &Client, database: &tokio_postgres::Config, findings: &mut
     let server =
         "select current_setting('server_version_num')::integer, current_setting('server_version'), current_user::text,
                   current_database()::text, pg_is_in_recovery(), current_setting('session_replication_role'),
-                  current_setting('default_transaction_isolation')";
+                  current_setting('default_transaction_isolation'), getdatabaseencoding()::text";
     let server = client.query_one(server, &[]).await.map_err(told)?;
     let (version, name): (i32, &str) = (server.get(0), server.get(1));
     let (user, database_name): (&str, &str) = (server.get(2), server.get(3));
@@ -92,6 +92,13 @@ async fn look(client: &Client, database: &tokio_postgres::Config, findings: &mut
     if server.get(4) {
         findings.push(wrong("this server is a standby", "connect to the primary: positions are given there"));
         return Ok(());
+    }
+    let encoding: &str = server.get(7);
+    if encoding == "SQL_ASCII" {
+        findings.push(note(
+            "the encoding of this database is SQL_ASCII, which does not say what its bytes mean",
+            "a row whose text is not UTF-8 cannot be read: who follows its table begins anew; store UTF-8 only, or move to a database whose encoding is UTF8",
+        ));
     }
     if server.get::<_, &str>(5) != "origin" {
         let remedy = "triggers are skipped for this role; undo it: alter role … reset session_replication_role";

@@ -122,8 +122,11 @@ impl Reading {
 
 fn refusal(payload: &[u8]) -> Refusal {
     let frame: Value = serde_json::from_slice(payload).unwrap_or_default();
-    let wrong = frame["code"] == "bad_request";
-    let status = if wrong { StatusCode::BAD_REQUEST } else { StatusCode::SERVICE_UNAVAILABLE };
+    let status = match frame["code"].as_str() {
+        Some("bad_request") => StatusCode::BAD_REQUEST,
+        Some("unreadable") => StatusCode::CONFLICT,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    };
     Refusal { status, error: json!({"code": frame["code"], "message": frame["message"]}) }
 }
 

@@ -21,7 +21,7 @@ use tokio_postgres::types::Type;
 
 use crate::change::{Cursor, Epoch, Part, Position, Table};
 use crate::config::{SNAPSHOT_PIECE_BYTES_MAX, SNAPSHOT_SHARED_FOR};
-use crate::log::{AS_CAPTURED, Borrowed, Log, Numbered, Visible, Word};
+use crate::log::{AS_CAPTURED, Borrowed, Log, Numbered, Visible, Word, told};
 use crate::protocol::RowsFrame;
 use crate::selection::{Pick, Selection};
 
@@ -130,6 +130,7 @@ struct Progress {
 #[derive(Clone)]
 enum Failure {
     Changed,
+    Unreadable(Arc<str>),
     Other(Arc<str>),
 }
 
@@ -144,6 +145,33 @@ impl std::fmt::Display for Changed {
 }
 
 impl std::error::Error for Changed {}
+
+/// The rows of a table cannot be read, whenever that is tried.
+#[derive(Debug)]
+struct Unreadable(String);
+
+impl std::fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Unreadable {}
+
+impl Unreadable {
+    /// What an error says of the rows of this table: a right or a row security policy is in the way, or a value.
+    fn of(table: &Table, error: tokio_postgres::Error) -> anyhow::Error {
+        let code = error.code().map(|code| code.code().to_owned()).unwrap_or_default();
+        // SQL_ASCII says nothing of its bytes, and PostgreSQL that they are no UTF-8.
+        let encoding = if code == "22021" { "a text is not UTF-8: " } else { "" };
+        let lasts = code == "42501" || ["22", "54", "XX", "P0"].iter().any(|class| code.starts_with(class));
+        let error = told(error);
+        match lasts {
+            true => Unreadable(format!("the rows of {} cannot be read: {encoding}{error:#}", table.name)).into(),
+            false => error.context(format!("reading {}", table.name)),
+        }
+    }
+}
 
 /// Where the stream goes on from the rows: with the commits after `head` that the rows do not hold yet.
 #[derive(Clone, Debug)]
@@ -174,6 +202,8 @@ pub enum Piece {
     End(Join),
     /// A table is not any more what it was when it was selected: select anew.
     Changed,
+    /// The rows cannot be read, as this sentence says.
+    Unreadable(String),
 }
 
 impl Snapshots {
@@ -202,9 +232,10 @@ impl Snapshots {
         let (this, selection, reading) = (self.clone(), selection.clone(), snapshot.clone());
         // Not tied to the client that asked first: others may be waiting for it. Ends by itself, every step within its patience.
         tokio::spawn(async move {
-            let end = this.read(&selection, &reading).await.map_err(|error| match error.is::<Changed>() {
-                true => Failure::Changed,
-                false => Failure::Other(format!("{error:#}").into()),
+            let end = this.read(&selection, &reading).await.map_err(|error| match error.downcast_ref::<Unreadable>() {
+                Some(Unreadable(what)) => Failure::Unreadable(what.as_str().into()),
+                None if error.is::<Changed>() => Failure::Changed,
+                None => Failure::Other(format!("{error:#}").into()),
             });
             reading.progress.send_modify(|progress| progress.end = Some((Instant::now(), end)));
             drop(reading);
@@ -241,8 +272,7 @@ impl Snapshots {
         let covered = self.number().await?;
         let covered = Cursor { epoch, position: covered.head, nonce: covered.nonce };
         for pick in &picks {
-            let name = &pick.watched.table.name;
-            self.read_table(&connection, pick, snapshot).await.with_context(|| format!("reading {name}"))?;
+            self.read_table(&connection, pick, snapshot).await?;
         }
         connection.within(connection.batch_execute("commit")).await?;
         connection.give_back();
@@ -280,22 +310,28 @@ impl Snapshots {
     /// as a deadlock.
     async fn begin(&self, picks: &[Pick]) -> Result<Borrowed> {
         // The settings that capture pins, so that a value reads the same in a row and in a change.
-        let mut begin =
+        let begin =
             format!("begin isolation level repeatable read read only; {AS_CAPTURED}; set local row_security = off");
-        for pick in picks {
-            begin.push_str(&format!("; lock table {} in access share mode nowait", source(&pick.watched.table)));
-        }
+        let locks: Vec<String> = picks
+            .iter()
+            .map(|pick| format!("lock table {} in access share mode nowait", source(&pick.watched.table)))
+            .collect();
         let connection = self.readers.connection().await?;
         let began = Instant::now();
         let locked = |error: &tokio_postgres::Error| error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE);
         loop {
-            let begun = async {
-                match connection.batch_execute(&begin).await {
-                    Err(error) if locked(&error) && began.elapsed() < LOCK_PATIENCE => Ok(false),
-                    begun => begun.map(|()| true),
+            connection.within(connection.batch_execute(&begin)).await?;
+            let locking = async {
+                for (lock, pick) in locks.iter().zip(picks) {
+                    match connection.batch_execute(lock).await {
+                        Err(error) if locked(&error) && began.elapsed() < LOCK_PATIENCE => return Ok(Ok(false)),
+                        Err(error) => return Ok(Err(Unreadable::of(&pick.watched.table, error))),
+                        Ok(()) => {}
+                    }
                 }
+                Ok(Ok(true))
             };
-            if connection.within(begun).await? {
+            if connection.within(locking).await?? {
                 return Ok(connection);
             }
             connection.within(connection.batch_execute("rollback")).await?;
@@ -308,11 +344,16 @@ impl Snapshots {
         let (sql, params) = rows_of(pick);
         let mut page = RowsFrame::new(&table.name, table.key.as_deref());
         let params = params.into_iter().map(|param| (param, Type::TEXT));
-        let rows = connection.within(connection.query_typed_raw(&sql, params)).await?;
+        let unreadable = |error| Unreadable::of(table, error);
+        let asking = connection.query_typed_raw(&sql, params);
+        let rows = connection.within(async { Ok(asking.await) }).await?.map_err(unreadable)?;
         let mut rows = std::pin::pin!(rows);
         let mut pages = 0;
-        while let Some(row) = connection.within(rows.try_next()).await? {
-            page.push(row.try_get(0)?);
+        while let Some(row) = connection.within(async { Ok(rows.try_next().await) }).await?.map_err(unreadable)? {
+            let Ok(row) = row.try_get(0) else {
+                bail!(Unreadable(format!("the rows of {} cannot be read: a text is not UTF-8", table.name)));
+            };
+            page.push(row);
             if page.bytes() >= ROWS_BYTES_MAX {
                 self.keep(snapshot, page.take())?;
                 pages += 1;
@@ -368,6 +409,7 @@ impl Snapshot {
         let now = progress.wait_for(there).await.context("the reading was given up")?.clone();
         match now.end {
             Some((_, Err(Failure::Changed))) => Ok(Piece::Changed),
+            Some((_, Err(Failure::Unreadable(what)))) => Ok(Piece::Unreadable(what.to_string())),
             Some((_, Err(Failure::Other(reason)))) => bail!("{reason}"),
             Some((_, Ok(join))) if now.frames == next => Ok(Piece::End(join)),
             _ => self.frames(next).await,

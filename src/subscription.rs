@@ -63,6 +63,8 @@ enum End {
     Reset { reason: Arc<str>, oldest: Option<Cursor> },
     /// What was asked for is not there, as this sentence says.
     Wrong(String),
+    /// The rows cannot be read, as this sentence says, and will not be when they are asked for again.
+    Unreadable(String),
     /// What was asked of PostgreSQL did not work.
     Failed(anyhow::Error),
 }
@@ -104,7 +106,7 @@ pub async fn switch_status(outlet: Outlet, shared: Arc<Shared>) -> Ended {
         match end {
             // This stream has no positions to lose: it goes on with what comes next.
             End::Reset { .. } => {}
-            End::Wrong(what) => unreachable!("nothing was asked for: {what}"),
+            End::Wrong(what) | End::Unreadable(what) => unreachable!("nothing was asked for: {what}"),
             End::Failed(error) => {
                 tracing::warn!("a subscriber could not be served: {error:#}");
                 return Ended::Failed;
@@ -148,6 +150,11 @@ impl Subscription {
             }
             End::Wrong(mistake) => {
                 self.refuse("bad_request", &mistake).await;
+                Some(Ended::Wrong)
+            }
+            End::Unreadable(what) => {
+                let remedy = "select other tables, or let the operator run \"switchboard check\"";
+                self.refuse("unreadable", &format!("{what}; {remedy}")).await;
                 Some(Ended::Wrong)
             }
             End::Failed(error) => {
@@ -277,6 +284,7 @@ impl Subscription {
                     return Ok(Start { place: Place::after(join.head), skip: Some(join), joined: None });
                 }
                 Piece::Changed => return Err(End::schema()),
+                Piece::Unreadable(what) => return Err(End::Unreadable(what)),
             }
         }
     }

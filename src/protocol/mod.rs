@@ -23,11 +23,19 @@ use crate::selection::Selection;
 pub const PROTOCOL: u32 = 1;
 
 /// The codes of `error` frames. What they mean stands in `docs/frames.schema.json`.
-pub const ERROR_CODES: [&str; 7] =
-    ["bad_message", "bad_request", "cursor_gone", "failed", "too_many", "unknown_subscription", "unknown_type"];
+pub const ERROR_CODES: [&str; 8] = [
+    "bad_message",
+    "bad_request",
+    "cursor_gone",
+    "failed",
+    "too_many",
+    "unknown_subscription",
+    "unknown_type",
+    "unreadable",
+];
 
 /// The codes of refused requests. What they mean stands there too.
-pub const REFUSAL_CODES: [&str; 15] = [
+pub const REFUSAL_CODES: [&str; 16] = [
     "bad_request",
     "channel",
     "failed",
@@ -41,6 +49,7 @@ pub const REFUSAL_CODES: [&str; 15] = [
     "origin",
     "stopping",
     "too_many",
+    "unreadable",
     "websocket_only",
     "websocket_version",
 ];

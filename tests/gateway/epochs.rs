@@ -329,7 +329,7 @@ async fn nothing_is_left_behind(db: &Database, told: &str) {
 
 async fn number(db: &Database) {
     db.run(&["begin isolation level repeatable read; lock table switchboard.numbering in exclusive mode;
-              select switchboard.number(false); commit"])
+              select switchboard.number(); commit"])
         .await;
 }
 
