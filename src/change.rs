@@ -12,6 +12,8 @@ use std::sync::{Arc, OnceLock};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+use crate::names;
+
 /// Numbers commits: 1, 2, 3 … without holes. 0 stands before the first commit of an epoch.
 pub type Position = i64;
 
@@ -106,11 +108,22 @@ impl TableName {
     pub fn new(schema: impl Into<String>, table: impl Into<String>) -> Self {
         TableName { schema: schema.into(), table: table.into() }
     }
+
+    /// The name as SQL spells it, and as people are told it.
+    pub fn sql(&self) -> String {
+        format!("{}.{}", names::ident(&self.schema), names::ident(&self.table))
+    }
 }
 
+/// The name on the wire: `schema.table`. A part that holds a dot or begins with a quote stands in quotes, so that no two tables share a
+/// name; all others are spelt without.
 impl fmt::Display for TableName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.schema, self.table)
+        let part = |part: &str| match part.contains('.') || part.starts_with('"') {
+            true => names::quoted(part),
+            false => part.to_owned(),
+        };
+        write!(f, "{}.{}", part(&self.schema), part(&self.table))
     }
 }
 

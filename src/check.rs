@@ -10,6 +10,7 @@ use crate::config::{KEPT_BY_DEFAULT, Kept};
 use crate::install::{self, STEPS};
 use crate::listener::Listener;
 use crate::log::told;
+use crate::names::{ident, shell};
 
 /// The oldest PostgreSQL that has what the log is made of (`xid8`, `pg_snapshot`), as `server_version_num`.
 const VERSION_LEAST: i32 = 130_000;
@@ -107,7 +108,7 @@ async fn look(client: &Client, database: &tokio_postgres::Config, findings: &mut
     if server.get::<_, &str>(6) == "serializable" {
         findings.push(wrong(
             "transactions of this role are serializable by default: reading the log can fail those of your writers that are, too",
-            format!("run: alter role {user} set default_transaction_isolation = 'read committed'"),
+            format!("run: alter role {} set default_transaction_isolation = 'read committed'", ident(user)),
         ));
     }
     look_at_strays(client, findings).await?;
@@ -157,7 +158,7 @@ async fn look_at_rights(client: &Client, user: &str, findings: &mut Vec<Finding>
         Some(true) => good(format!("{user} may run a gateway")),
         _ => wrong(
             format!("{user} may not run a gateway"),
-            format!("as the owner, run: switchboard install --gateway-role {user}"),
+            format!("as the owner, run: switchboard install --gateway-role {}", shell(user)),
         ),
     });
     Ok(())
@@ -223,7 +224,7 @@ async fn look_at_tables(client: &Client, findings: &mut Vec<Finding>) -> Result<
             }
             (_, false, ..) => wrong(
                 format!("{table} is watched, but its triggers are missing or disabled: changes are being lost"),
-                format!("run: switchboard watch '{table}'"),
+                format!("run: switchboard watch '{}'", table.replace('\'', r"'\''")),
             ),
             (_, _, false, _) => wrong(
                 format!("{table} is watched, but its rows cannot be read for snapshots"),

@@ -31,9 +31,9 @@
 //! told in `docs/delivery.md`; `tests/drill` breaks it on purpose.
 //!
 //! Beside that path: [`plain`] serves the feed over plain HTTP and [`page`] is the live page; [`filter`] decides which rows a selection
-//! wants, [`documents`] describes the wire to programs, [`tail`] is the subscriber for the terminal, [`config`] holds every setting and
-//! bound, [`metrics`] what is counted and logged, [`install`] and [`check`] are the commands for a database, [`local`] and [`dev`] the
-//! private PostgreSQL of `switchboard dev` and of the tests.
+//! wants, [`documents`] describes the wire to programs, [`tail`] is the subscriber for the terminal, [`names`] knows how names are typed
+//! and told, [`config`] holds every setting and bound, [`metrics`] what is counted and logged, [`install`] and [`check`] are the commands
+//! for a database, [`local`] and [`dev`] the private PostgreSQL of `switchboard dev` and of the tests.
 
 pub mod answers;
 pub mod body;
@@ -51,6 +51,7 @@ pub mod listener;
 pub mod local;
 pub mod log;
 pub mod metrics;
+pub mod names;
 pub mod outbox;
 pub mod page;
 pub mod plain;

@@ -24,6 +24,7 @@ use crate::config::{
 };
 use crate::listener;
 use crate::log::{told, within};
+use crate::names::quoted;
 use crate::protocol::{self, Close};
 use crate::socket::{Gone, Socket};
 use crate::subscriber::Shared;
@@ -449,11 +450,6 @@ impl Session {
         // It was aborted, or had ended.
         let _ = self.hearing.await;
     }
-}
-
-/// A name as SQL spells it exactly.
-fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 /// A subscriber's place at a channel.

@@ -7,8 +7,9 @@ use std::collections::BTreeSet;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use crate::change::{Fields, Op, View};
+use crate::change::{Fields, Op, TableName, View};
 use crate::filter::{Column, Expression, Filter, Question, Route, Undecidable};
+use crate::names::{Typed, ident, shell};
 use crate::table::{Tables, Watched};
 
 /// How many tables or columns a message lists.
@@ -168,11 +169,11 @@ pub fn active(tables: &Tables) -> Vec<Arc<Watched>> {
 #[derive(Clone, Copy, Default)]
 pub struct Wish<'a> {
     /// Tables, as they were written; none means all.
-    pub tables: Option<&'a [String]>,
+    pub tables: Option<&'a [Typed]>,
     /// The rows.
     pub filter: Option<&'a Expression>,
     /// Columns; none means all.
-    pub columns: Option<&'a [String]>,
+    pub columns: Option<&'a [Typed]>,
 }
 
 /// A selection whose tables were found, and for whose filter PostgreSQL may have to be asked.
@@ -225,29 +226,72 @@ impl<'a> Draft<'a> {
     }
 }
 
-fn find(name: &str, watched: &[Arc<Watched>]) -> Result<Arc<Watched>, String> {
-    let exact = watched.iter().find(|watched| watched.table.name.to_string() == name);
-    let public = || {
-        let in_public =
-            |watched: &&Arc<Watched>| watched.table.name.schema == "public" && watched.table.name.table == name;
-        watched.iter().find(in_public)
+/// How a name that was typed says which table it means.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Likeness {
+    /// By its parts, as in SQL.
+    Spelt,
+    /// As frames call the table, also in quotes as a whole.
+    OnTheWire,
+    /// By parts that run into each other, with a dot that belongs to one of them.
+    Joined,
+}
+
+fn likeness(typed: &Typed, name: &TableName) -> Option<Likeness> {
+    let spelt = match typed.parts().as_deref() {
+        Some([schema, table]) => *schema == name.schema && *table == name.table,
+        Some([table]) => name.schema == "public" && *table == name.table,
+        _ => false,
     };
-    exact.or_else(public).cloned().ok_or_else(|| {
-        let there = listed(watched.iter().map(|watched| watched.table.name.to_string()), "no table");
-        format!("table {name} is not watched; watched is {there}; to watch it: switchboard watch {name}")
-    })
+    if spelt {
+        return Some(Likeness::Spelt);
+    }
+    let spellings = [typed.as_str(), &typed.plain()];
+    let is_one = |of: &dyn Fn(&str) -> bool| spellings.iter().any(|spelling| of(spelling));
+    let on_the_wire = name.to_string();
+    if is_one(&|spelling| spelling == on_the_wire) {
+        return Some(Likeness::OnTheWire);
+    }
+    let joined = format!("{}.{}", name.schema, name.table);
+    let in_public = name.schema == "public";
+    is_one(&|spelling| spelling == joined || (in_public && spelling == name.table)).then_some(Likeness::Joined)
+}
+
+fn find(typed: &Typed, watched: &[Arc<Watched>]) -> Result<Arc<Watched>, String> {
+    let alike = |watched: &Arc<Watched>| likeness(typed, &watched.table.name).map(|how| (how, watched.clone()));
+    let alike: Vec<_> = watched.iter().filter_map(alike).collect();
+    let nearest = alike.iter().map(|(how, _)| *how).min();
+    let mut meant = alike.into_iter().filter(|(how, _)| Some(*how) == nearest).map(|(_, watched)| watched);
+    let name = typed.as_str();
+    match (meant.next(), meant.next()) {
+        (Some(only), None) => Ok(only),
+        (Some(one), Some(other)) => Err(format!(
+            "table {name} may be {} or {}; write it with these quotes",
+            one.table.name.sql(),
+            other.table.name.sql()
+        )),
+        (None, _) => {
+            let there = listed(watched.iter().map(|watched| watched.table.name.sql()), "no table");
+            let command = shell(&typed.sql()).into_owned();
+            Err(format!("table {name} is not watched; watched is {there}; to watch it: switchboard watch {command}"))
+        }
+    }
 }
 
 /// The columns that were asked for and those of the key, in the table's order.
-fn with_key(names: &[String], watched: &Watched) -> Result<Vec<String>, String> {
-    if let Some(missing) = names.iter().find(|name| watched.column(name).is_none()) {
-        let there = listed(watched.columns.iter().map(|column| column.name.clone()), "none");
-        return Err(format!("columns names {missing}, and {} has no such column; it has {there}", watched.table.name));
-    }
-    let key = watched.table.key.iter().flatten();
-    let wanted: BTreeSet<&String> = names.iter().chain(key).collect();
+fn with_key(names: &[Typed], watched: &Watched) -> Result<Vec<String>, String> {
+    let column = |typed: &Typed| {
+        let column = watched.column(&typed.plain()).or_else(|| watched.column(typed.as_str()));
+        column.map(|column| column.name.as_str()).ok_or_else(|| {
+            let there = listed(watched.columns.iter().map(|column| ident(&column.name).into_owned()), "none");
+            let (name, table) = (typed.as_str(), watched.table.name.sql());
+            format!("columns names {name}, and {table} has no such column; it has {there}")
+        })
+    };
+    let mut wanted = names.iter().map(column).collect::<Result<BTreeSet<&str>, _>>()?;
+    wanted.extend(watched.table.key.iter().flatten().map(String::as_str));
     let columns = watched.columns.iter().map(|column| &column.name);
-    Ok(columns.filter(|name| wanted.contains(name)).cloned().collect())
+    Ok(columns.filter(|name| wanted.contains(name.as_str())).cloned().collect())
 }
 
 fn listed(mut names: impl Iterator<Item = String>, none: &str) -> String {

@@ -22,6 +22,7 @@ use tokio_postgres::types::Type;
 use crate::change::{Cursor, Epoch, Part, Position, Table};
 use crate::config::{SNAPSHOT_PIECE_BYTES_MAX, SNAPSHOT_SHARED_FOR};
 use crate::log::{AS_CAPTURED, Borrowed, Log, Numbered, Visible, Word, told};
+use crate::names::quoted;
 use crate::protocol::RowsFrame;
 use crate::selection::{Pick, Selection};
 
@@ -489,9 +490,4 @@ fn rows_of(pick: &Pick) -> (String, Vec<String>) {
 fn source(table: &Table) -> String {
     let only = if table.partitioned { "" } else { "only " };
     format!("{only}{}.{}", quoted(&table.name.schema), quoted(&table.name.table))
-}
-
-/// A name as an SQL identifier.
-fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }

@@ -1,6 +1,7 @@
 //! From an expression to a filter: looks the columns up, has the literals read, and refuses what the stream cannot decide alike.
 
 use crate::change::TableName;
+use crate::names::{self, ident, quoted};
 
 use super::Filter;
 use super::column::{Class, Column, Ctype};
@@ -54,25 +55,25 @@ impl Question {
         let only = self.asked.first().filter(|_| self.asked.len() == 1);
         match self.asked.iter().find(named).or(only) {
             Some(asked) if asked.pattern => format!(
-                "PostgreSQL refuses the regular expression {} for the column {:?} of {}: {message}; write another one",
+                "PostgreSQL refuses the regular expression {} for the column {} of {}: {message}; write another one",
                 shown(&asked.text),
-                asked.column,
-                self.table
+                quoted(&asked.column),
+                self.table.sql()
             ),
             Some(asked) => format!(
-                "PostgreSQL refuses {} for the column {:?} of {}: {message}; write a value of type {}",
+                "PostgreSQL refuses {} for the column {} of {}: {message}; write a value of type {}",
                 shown(&asked.text),
-                asked.column,
-                self.table,
+                quoted(&asked.column),
+                self.table.sql(),
                 asked.type_name
             ),
             None => {
-                let mut columns: Vec<String> = self.asked.iter().map(|asked| format!("{:?}", asked.column)).collect();
+                let mut columns: Vec<String> = self.asked.iter().map(|asked| quoted(&asked.column)).collect();
                 columns.dedup();
                 columns.truncate(COLUMNS_LISTED_MAX);
                 format!(
                     "PostgreSQL refuses a value of the filter for {} ({}): {message}; write values of the columns' types",
-                    self.table,
+                    self.table.sql(),
                     list(columns)
                 )
             }
@@ -98,7 +99,7 @@ impl Expression {
         let mut binder = Binder::new(table, columns, answer);
         let root = binder.node(&self.0)?;
         if !binder.asked.is_empty() || binder.answers.next().is_some() {
-            return Err(format!("the columns of {table} changed while the filter was read; subscribe again"));
+            return Err(format!("the columns of {} changed while the filter was read; subscribe again", table.sql()));
         }
         Ok(Filter::new(root))
     }
@@ -161,7 +162,7 @@ impl<'a> Binder<'a> {
         if self.conditions > CONDITIONS_MAX || self.values > VALUES_MAX {
             return Err(format!(
                 "the filter for {} has more than {CONDITIONS_MAX} conditions or {VALUES_MAX} values; use fewer, or follow more rows and choose among them in the client",
-                self.table
+                self.table.sql()
             ));
         }
         Ok(())
@@ -170,9 +171,14 @@ impl<'a> Binder<'a> {
     fn column(&self, condition: &Condition) -> Result<(usize, &'a Column), String> {
         let found = self.columns.iter().enumerate().find(|(_, column)| column.name == condition.column);
         found.ok_or_else(|| {
-            let names = self.columns.iter().take(COLUMNS_LISTED_MAX).map(|column| format!("{:?}", column.name));
+            let names = self.columns.iter().take(COLUMNS_LISTED_MAX).map(|column| quoted(&column.name));
             let more = if self.columns.len() > COLUMNS_LISTED_MAX { ", and others" } else { "" };
-            format!("{} has no column {}; its columns are {}{more}", self.table, shown(&condition.column), list(names))
+            format!(
+                "{} has no column {}; its columns are {}{more}",
+                self.table.sql(),
+                quoted(&names::shown(&condition.column)),
+                list(names)
+            )
         })
     }
 
@@ -181,7 +187,8 @@ impl<'a> Binder<'a> {
         if operators.contains(&operator) {
             return Ok(());
         }
-        let (name, table, type_name, word) = (&column.name, self.table, &column.type_name, operator.name());
+        let (name, table) = (quoted(&column.name), self.table.sql());
+        let (type_name, word) = (&column.type_name, operator.name());
         let known = match operators.as_slice() {
             [only] => format!("use {}", only.name()),
             operators => format!("use one of {}", list(operators.iter().map(|operator| operator.name()))),
@@ -197,18 +204,21 @@ impl<'a> Binder<'a> {
             Class::Text(_) => "under a collation that sorts by language",
             _ => {
                 let remedy = match operators.as_slice() {
-                    [Operator::Is] => format!(
-                        "write {name}.is.null or {name}.not.is.null, or keep what you ask for in a column of its own (also a generated one)"
-                    ),
+                    [Operator::Is] => {
+                        let name = ident(&column.name);
+                        format!(
+                            "write {name}.is.null or {name}.not.is.null, or keep what you ask for in a column of its own (also a generated one)"
+                        )
+                    }
                     _ => known,
                 };
                 return Err(format!(
-                    "the column {name:?} of {table} is of type {type_name}, of which the stream cannot decide {word}; {remedy}"
+                    "the column {name} of {table} is of type {type_name}, of which the stream cannot decide {word}; {remedy}"
                 ));
             }
         };
         Err(format!(
-            "the column {name:?} of {table} is of type {type_name} {reason}, where the stream cannot decide {word}; {known}, or give the column collate \"C\""
+            "the column {name} of {table} is of type {type_name} {reason}, where the stream cannot decide {word}; {known}, or give the column collate \"C\""
         ))
     }
 
@@ -223,7 +233,7 @@ impl<'a> Binder<'a> {
                 return Err(format!(
                     "is takes null, not_null, true, false or unknown, and not {}; write {}.eq.… for a value",
                     shown(&word.text),
-                    column.name
+                    ident(&column.name)
                 ));
             }
         };
@@ -231,8 +241,11 @@ impl<'a> Binder<'a> {
             return Ok(is);
         }
         Err(format!(
-            "the column {:?} of {} is of type {}, which is never {}; write is.null or is.not_null, or compare with eq",
-            column.name, self.table, column.type_name, word.text
+            "the column {} of {} is of type {}, which is never {}; write is.null or is.not_null, or compare with eq",
+            quoted(&column.name),
+            self.table.sql(),
+            column.type_name,
+            word.text
         ))
     }
 
@@ -252,7 +265,7 @@ impl<'a> Binder<'a> {
         if self.regexes > REGEXES_MAX {
             return Err(format!(
                 "the filter for {} has more than {REGEXES_MAX} conditions with match or imatch; join patterns with |, or use like",
-                self.table
+                self.table.sql()
             ));
         }
         let regex = pattern::regex(&word.text, operator == Operator::Imatch, column.ctype())
@@ -269,7 +282,7 @@ impl<'a> Binder<'a> {
         if !textual && !word.quoted && word.text.eq_ignore_ascii_case("null") {
             return Err(format!(
                 "no value equals null, so {0}.{1} with null is never true; write {0}.is.null or {0}.not.is.null",
-                column.name,
+                ident(&column.name),
                 operator.name()
             ));
         }
@@ -316,7 +329,7 @@ impl<'a> Binder<'a> {
         if self.asked.len() == QUESTIONS_MAX {
             return Err(format!(
                 "the filter for {} has more than {QUESTIONS_MAX} values that PostgreSQL has to read; use fewer, or write them in their plain form",
-                self.table
+                self.table.sql()
             ));
         }
         self.asked.push(Asked {
@@ -330,7 +343,8 @@ impl<'a> Binder<'a> {
     }
 
     fn about(&self, column: &Column, reason: &str) -> String {
-        format!("the filter on the column {:?} of {} cannot be used: {reason}", column.name, self.table)
+        let (name, table) = (quoted(&column.name), self.table.sql());
+        format!("the filter on the column {name} of {table} cannot be used: {reason}")
     }
 }
 

@@ -8,6 +8,7 @@ use serde_json::value::RawValue;
 
 use super::parse::Operator;
 use super::value::Datum;
+use crate::names::quoted;
 
 /// A column of a table. Columns are equal where nothing differs that could change a judgement or the JSON form of a value.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -180,11 +181,6 @@ impl Column {
             _ => Ctype::C,
         }
     }
-}
-
-/// A name as SQL has to spell it.
-pub(super) fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 /// An SQL expression that gives the columns of a relation as one JSON text, but for virtual generated ones, which triggers do not see;

@@ -327,6 +327,27 @@ mod tests {
     }
 
     #[test]
+    fn a_refusal_spells_names_as_they_have_to_be_typed() {
+        let table = TableName::new("Sales", "o\"dd");
+        let mut columns = switch_columns();
+        columns[1].name = "e mail\"".to_owned();
+        let refusal = |text: &str| parse(text).and_then(|filter| filter.bind(&table, &columns, None)).err();
+
+        for (text, sentence) in [
+            (
+                r#""a""b".eq.1"#,
+                r#""Sales"."o""dd" has no column "a""b"; its columns are "id", "e mail""", "price", "name", "status" and "data""#,
+            ),
+            (
+                r#""e mail\"".like.x*"#,
+                r#"the column "e mail""" of "Sales"."o""dd" is of type integer, of which the stream cannot decide like; use one of eq, neq, gt, gte, lt, lte, in, is and isdistinct"#,
+            ),
+        ] {
+            assert_eq!(refusal(text), Some(sentence.to_owned()), "{text}");
+        }
+    }
+
+    #[test]
     fn several_filters_together_keep_the_bounds_of_one() {
         let one = parse(&format!("or({})", vec!["level.eq.1"; CONDITIONS_MAX].join(","))).expect("a filter");
         let both = Expression::and(vec![one.clone(), one.clone()]);

@@ -5,9 +5,10 @@ use std::fmt;
 use regex::Regex;
 
 use crate::change::Fields;
+use crate::names::quoted;
 
 use super::Undecidable;
-use super::column::{Class, Column, quoted};
+use super::column::{Class, Column};
 use super::parse::Operator;
 use super::pattern::{Like, without_strange_letters};
 use super::value::{Datum, Literal, string};

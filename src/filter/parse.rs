@@ -1,5 +1,7 @@
 //! From the text of a filter to its tree: PostgREST's words, quoting and bounds. What a column's type makes of it is decided later.
 
+use crate::names::ident;
+
 /// The longest text of one filter, in bytes.
 pub const WHERE_BYTES_MAX: usize = 16 * 1024;
 /// How deep `and(…)`, `or(…)` and `not.` may stand inside each other.
@@ -282,6 +284,7 @@ impl<'a> Parser<'a> {
             };
         }
         let bare = word.split('(').next().unwrap_or_default();
+        let column = &*ident(column);
         Err(match bare {
             _ if bare.len() < word.len() && Operator::ALL.iter().any(|operator| operator.name() == bare) => format!(
                 "{}) is not among the operators here: {bare} takes no (any) or (all); write or({column}.{bare}.…,{column}.{bare}.…), or and(…) in place of all",
@@ -295,7 +298,7 @@ impl<'a> Parser<'a> {
                 "the operator {bare} (arrays and ranges) cannot be decided on a stream; keep what you ask for in a column of its own and use one of {}",
                 known()
             ),
-            _ if column == "not" => format!(
+            _ if written.starts_with("not.") => format!(
                 "not.{} is no condition; write not. behind the column, for example {word}.not.eq.1, or before and(…) and or(…)",
                 shown(word).trim_matches('"')
             ),
@@ -351,12 +354,16 @@ impl<'a> Parser<'a> {
         Ok(values)
     }
 
-    /// The rest of a quoted text, whose first quote is taken.
+    /// The rest of a quoted text, whose first quote is taken. A quote inside has a backslash before it, or is doubled as in SQL.
     fn quoted(&mut self) -> Result<String, String> {
         let written = self.rest;
         let mut text = String::new();
         loop {
             text.push_str(self.until(&['"', '\\']));
+            if self.take("\"\"") {
+                text.push('"');
+                continue;
+            }
             if self.take("\"") {
                 return Ok(text);
             }
@@ -399,7 +406,7 @@ fn example(column: &str, operator: Operator) -> String {
         Operator::Match | Operator::Imatch => "^A",
         _ => "3",
     };
-    format!("{column}.{}.{value}", operator.name())
+    format!("{}.{}.{value}", ident(column), operator.name())
 }
 
 #[cfg(test)]
@@ -442,6 +449,8 @@ mod tests {
             ("and.eq.1", "and", Eq, "1"),
             ("not.eq.1", "not", Eq, "1"),
             ("größe.isdistinct.ü", "größe", IsDistinct, "ü"),
+            (r#""a""b.""".eq."say ""hi""""#, r#"a"b.""#, Eq, r#"say "hi""#),
+            (r#"""".eq.1".is.null"#, r#"".eq.1"#, Is, "null"),
         ] {
             assert_eq!(tree(text), condition(column, operator, &[value]), "{text}");
         }

@@ -347,7 +347,7 @@ mod tests {
     fn filtered(table: &str, filter: Option<&str>) -> Kind {
         let filter = filter.map(|filter| filter::parse(filter).expect("a filter"));
         let tables = Tables::from([(watched(table).table.watch, watched(table))]);
-        let wish = Wish { tables: Some(&[table.to_owned()]), filter: filter.as_ref(), columns: None };
+        let wish = Wish { tables: Some(&[crate::names::Typed::new(table)]), filter: filter.as_ref(), columns: None };
         let selection = Draft::new(wish, &tables).and_then(|draft| draft.bind(vec![None])).expect("a watched table");
         Kind { selection, form: Form::Feed }
     }

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 
 use crate::filter::{self, Expression};
+use crate::names::{NotNames, Typed};
 use crate::selection::Wish;
 
 /// Where a subscription begins.
@@ -32,11 +33,11 @@ const PARAMETERS: [&str; 5] = ["table", "where", "columns", "from", "on_reset"];
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Request {
     /// The tables asked for, as they were written; none means all.
-    pub tables: Option<Vec<String>>,
+    pub tables: Option<Vec<Typed>>,
     /// Which of their rows; none means all.
     pub filter: Option<Expression>,
     /// Which of their columns; none means all.
-    pub columns: Option<Vec<String>>,
+    pub columns: Option<Vec<Typed>>,
     /// Where to begin.
     pub from: From,
     /// What to do where that cannot be.
@@ -85,8 +86,8 @@ impl Request {
                 Value::Null => {}
                 Value::String(text) => request.set(name, text)?,
                 Value::Array(list) if name == "table" || name == "columns" => {
-                    let name_of = |item: &Value| item.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
-                    let names: Option<Vec<String>> = list.iter().map(name_of).collect();
+                    let name_of = |item: &Value| item.as_str().filter(|text| !text.is_empty()).map(Typed::new);
+                    let names: Option<Vec<Typed>> = list.iter().map(name_of).collect();
                     let names = names.filter(|names| !names.is_empty());
                     request.add(name, names.ok_or_else(|| format!("{name} is {value}; list names, as text"))?);
                 }
@@ -127,7 +128,7 @@ impl Request {
         Ok(())
     }
 
-    fn add(&mut self, parameter: &str, names: Vec<String>) {
+    fn add(&mut self, parameter: &str, names: Vec<Typed>) {
         let list = if parameter == "table" { &mut self.tables } else { &mut self.columns };
         list.get_or_insert_default().extend(names);
     }
@@ -138,27 +139,19 @@ impl Request {
     }
 }
 
-/// Comma-separated names; one that holds a comma stands in double quotes.
-fn names(parameter: &str, text: &str) -> Result<Vec<String>, String> {
-    let mut names = vec![String::new()];
-    let mut quoted = false;
-    for character in text.chars() {
-        match character {
-            '"' => quoted = !quoted,
-            ',' if !quoted => names.push(String::new()),
-            other => names.last_mut().expect("it begins with one name").push(other),
+/// Comma-separated names, quoted as SQL does.
+fn names(parameter: &str, text: &str) -> Result<Vec<Typed>, String> {
+    Typed::list(text).map_err(|mistake| match mistake {
+        NotNames::OpenQuote => format!(
+            "{parameter}={text} has a quote that does not end; a name in quotes is written as in SQL, with two for a quote inside: \"a,b\" or \"o\"\"dd\""
+        ),
+        NotNames::Empty => {
+            let example = if parameter == "table" { "switch,sales.orders" } else { "id,name" };
+            format!(
+                "{parameter}={text} holds an empty name; give names with commas between them, such as {example}, or leave it out"
+            )
         }
-    }
-    if quoted {
-        return Err(format!("{parameter}={text} has a quote that does not end; write \"a,b\" or leave the quotes out"));
-    }
-    if names.iter().any(|name| name.trim().is_empty()) {
-        let example = if parameter == "table" { "switch,sales.orders" } else { "id,name" };
-        return Err(format!(
-            "{parameter}={text} holds an empty name; give names with commas between them, such as {example}, or leave it out"
-        ));
-    }
-    Ok(names.into_iter().map(|name| name.trim().to_owned()).collect())
+    })
 }
 
 /// The types of messages there are.
@@ -227,7 +220,7 @@ mod tests {
         assert_eq!(
             Request::parse("table=switch,%22a%2Cb%22&from=now&on_reset=close&x=1"),
             Ok(Request {
-                tables: Some(vec!["switch".into(), "a,b".into()]),
+                tables: Some(vec![Typed::new("switch"), Typed::new("\"a,b\"")]),
                 filter: None,
                 columns: None,
                 from: From::Now,

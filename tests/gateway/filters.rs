@@ -681,15 +681,15 @@ async fn what_postgresql_refuses_is_refused_with_the_column_the_value_and_the_re
     for (text, refusal) in [
         (
             "int4.eq.x",
-            r#"PostgreSQL refuses "x" for the column "int4" of public.odd table: invalid input syntax for type integer: "x"; write a value of type integer"#,
+            r#"PostgreSQL refuses "x" for the column "int4" of public."odd table": invalid input syntax for type integer: "x"; write a value of type integer"#,
         ),
         (
             "and(int4.eq.+1,day.eq.2024-02-30)",
-            r#"PostgreSQL refuses "2024-02-30" for the column "day" of public.odd table: date/time field value out of range: "2024-02-30"; write a value of type date"#,
+            r#"PostgreSQL refuses "2024-02-30" for the column "day" of public."odd table": date/time field value out of range: "2024-02-30"; write a value of type date"#,
         ),
         (
             "mood.eq.Sad",
-            r#"the filter on the column "mood" of public.odd table cannot be used: the type public."Mood" has no label "Sad"; its labels are "first", "sad", "ok", "a \"mood\"", "Ünique" and "null""#,
+            r#"the filter on the column "mood" of public."odd table" cannot be used: the type public."Mood" has no label "Sad"; its labels are "first", "sad", "ok", "a \"mood\"", "Ünique" and "null""#,
         ),
     ] {
         assert_eq!(world.bind(text).await, Err(refusal.to_owned()), "{text}");

@@ -1,6 +1,6 @@
 //! Properties of the parts that need no PostgreSQL: whatever happens in whatever order, what they promise holds.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use proptest::prelude::*;
@@ -11,6 +11,7 @@ use switchboard::config::Origins;
 use switchboard::filter;
 use switchboard::hub::{Hub, Joined, News};
 use switchboard::log::Visible;
+use switchboard::names::quoted;
 use switchboard::protocol::{Encoder, Form, Kind, Message, Request};
 use switchboard::selection::{Draft, Selection};
 use switchboard::table::{Tables, Watched};
@@ -455,12 +456,32 @@ proptest! {
 
     #[test]
     fn tables_asked_for_in_quotes_are_read_as_they_are_named(
-        names in prop::collection::vec("[a-zA-Z_.,é&=% ]*[a-z][a-zA-Z_.,é&=%]*", 1..5)
+        names in prop::collection::vec("[a-zA-Z_.,é&=%\" +]+", 1..5)
     ) {
-        let list: Vec<String> = names.iter().map(|name| format!("\"{name}\"")).collect();
-        let query = form_urlencoded::Serializer::new(String::new()).append_pair("table", &list.join(",")).finish();
+        let list: Vec<String> = names.iter().map(|name| quoted(name)).collect();
+        let query = form_urlencoded::Serializer::new(String::new()).append_pair("table", &list.join(" , ")).finish();
 
-        let trimmed: Vec<String> = names.iter().map(|name| name.trim().to_owned()).collect();
-        prop_assert_eq!(Request::parse(&query).unwrap().tables, Some(trimmed));
+        let tables = Request::parse(&query).unwrap().tables.unwrap();
+
+        prop_assert_eq!(tables.iter().map(|table| table.plain()).collect::<Vec<_>>(), names.clone());
+        let parts: Vec<_> = tables.iter().map(|table| table.parts().unwrap()).collect();
+        prop_assert_eq!(parts, names.into_iter().map(|name| vec![name]).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn no_two_tables_share_a_name_on_the_wire(text in "[a.\"]{3,8}") {
+        let split = |text: &str| -> Vec<TableName> {
+            let at_dot = |(at, _)| TableName::new(&text[..at], &text[at + 1..]);
+            text.match_indices('.').map(at_dot).filter(|name| !name.schema.is_empty() && !name.table.is_empty()).collect()
+        };
+        let alike = split(&text);
+        // And those whose parts look like what one of these is called.
+        let others: Vec<TableName> = alike.iter().flat_map(|name| split(&name.to_string())).collect();
+
+        let mut called = BTreeMap::new();
+        for name in alike.into_iter().chain(others) {
+            let before = called.insert(name.to_string(), name.clone());
+            prop_assert!(before.as_ref().is_none_or(|before| *before == name), "{:?} and {:?}", before, name);
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! Selections: row filters and columns, on the rows and on the stream, and what becomes of them when a table is altered.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 
 use crate::harness::{Client, Database, Gateway};
@@ -275,4 +277,94 @@ async fn a_cursor_from_before_an_alteration_is_reset_where_the_rows_cannot_be_ju
 
     assert_eq!(reset["reason"], "schema");
     assert_eq!(frames[0]["rows"], json!([{"id": 1, "w": 2}]));
+}
+
+/// A parameter as an address spells it.
+fn parameter(name: &str, value: &str) -> String {
+    form_urlencoded::Serializer::new(String::new()).append_pair(name, value).finish()
+}
+
+#[tokio::test]
+async fn a_table_whatever_its_name_is_asked_for_as_sql_spells_it_and_as_frames_call_it() {
+    let db = Database::new().await;
+    db.run(&[r#"create schema p; create schema "p.q"; create schema "Ünder;score""#]).await;
+    let tables = [
+        ("orders", "public.orders"),
+        (r#""User""#, "public.User"),
+        (r#""a,b""#, "public.a,b"),
+        (r#""ends in a blank ""#, "public.ends in a blank "),
+        (r#"" begins""#, "public. begins"),
+        (r#""o""dd""#, r#"public.o"dd"#),
+        (r#""""""#, r#"public."""""#),
+        (r#""2.0""#, r#"public."2.0""#),
+        (r#""Ünder;score"."%41+&=#""#, "Ünder;score.%41+&=#"),
+        (r#"p."q.r""#, r#"p."q.r""#),
+        (r#""p.q".r"#, r#""p.q".r"#),
+    ];
+    for (sql, name) in tables {
+        db.run(&[&format!("create table {sql} (name text)")]).await;
+        db.execute(&format!("insert into {sql} values ($1)"), &[&name]).await.unwrap();
+        db.watch(sql).await;
+    }
+    let gateway = Gateway::start(&db).await;
+
+    for (sql, name) in tables {
+        // As frames call it: in quotes as a whole if it would fall apart.
+        let whole = format!("\"{}\"", name.replace('"', "\"\""));
+        for typed in [sql, &whole] {
+            let mut client = gateway.subscribe(&parameter("table", typed)).await;
+            let rows = client.next_of("rows", &["hello"]).await;
+            assert_eq!((&rows["table"], &rows["rows"]), (&json!(name), &json!([{"name": name}])), "{typed}");
+        }
+        let mut client = gateway.subscribe("first=none").await;
+        client.say(json!({"type": "subscribe", "id": 1, "table": [name]})).await;
+        assert_eq!(client.next_of("rows", &["hello"]).await["table"], name);
+    }
+    let (_, listed) = gateway.get("/v1/tables").await;
+    let listed: Value = serde_json::from_str(&listed).unwrap();
+    let listed = listed["tables"].as_array().unwrap().iter().map(|table| table["table"].as_str().unwrap());
+    assert_eq!(listed.collect::<BTreeSet<_>>(), tables.into_iter().map(|(_, name)| name).collect());
+    // A dot that belongs to a name needs no quotes while only one table can be meant.
+    for (typed, name) in [("2.0", "public.2.0"), ("public.2.0", "public.2.0"), ("User", "public.User")] {
+        let rows = gateway.subscribe(&parameter("table", typed)).await.next_of("rows", &["hello"]).await;
+        assert_eq!(rows["rows"][0]["name"].as_str().unwrap().replace('"', ""), name, "{typed}");
+    }
+    let mut torn = gateway.subscribe("table=p.q.r").await;
+    let error = torn.next_of("error", &["hello"]).await;
+    let message = error["message"].as_str().unwrap();
+    assert_eq!(message, r#"table p.q.r may be p."q.r" or "p.q".r; write it with these quotes"#);
+}
+
+#[tokio::test]
+async fn a_column_whatever_its_name_is_asked_for_and_filtered_as_sql_spells_it() {
+    let db = Database::new().await;
+    let columns = [r#"Name"#, "a,b", "say \"hi\"", "first.name", " ends ", "\"", "->", "not", "in.(1)"];
+    let quoted = columns.map(|name| format!("\"{}\"", name.replace('"', "\"\"")));
+    db.run(&[
+        &format!("create table t (id int primary key, {} int)", quoted.join(" int, ")),
+        &format!(
+            "insert into t (id, {}) values (1, {})",
+            quoted.join(", "),
+            (1..10).map(|n| n.to_string()).collect::<Vec<_>>().join(", ")
+        ),
+    ])
+    .await;
+    db.watch("t").await;
+    let gateway = Gateway::start(&db).await;
+
+    for (index, (name, sql)) in columns.iter().zip(&quoted).enumerate() {
+        let filter = parameter("where", &format!("{sql}.eq.{}", index + 1));
+        let mut client = gateway.subscribe(&format!("table=t&{}&{filter}", parameter("columns", sql))).await;
+
+        let (rows, _) = client.snapshot().await;
+
+        assert_eq!(rows, [json!({"id": 1, *name: index + 1})]);
+    }
+    let mut client = gateway.subscribe("table=t&columns=nonsense").await;
+    let error = client.next_of("error", &["hello"]).await;
+    let there = format!(
+        "it has id, {}",
+        quoted.iter().map(|sql| if sql == "\"not\"" { "not" } else { sql }).collect::<Vec<_>>().join(", ")
+    );
+    assert!(error["message"].as_str().unwrap().ends_with(&there), "{error}");
 }
