@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::names::{NotNames, Typed};
+
 /// Every row change of PostgreSQL, once, in commit order, over a WebSocket.
 #[derive(Parser, Debug)]
 #[command(name = "switchboard", version, max_term_width = 100)]
@@ -38,7 +40,7 @@ pub enum Command {
     Serve {
         #[command(flatten)]
         database: DatabaseArgs,
-        /// Install or upgrade first, and watch these tables, comma-separated; for containers
+        /// Install or upgrade first, and watch these tables, comma-separated, as SQL spells them; for containers
         #[arg(long, env = "SWITCHBOARD_INSTALL", value_name = "TABLES")]
         install: Option<String>,
         /// With --install: also create the demonstration's table, public.switch, where there is none
@@ -67,7 +69,7 @@ pub enum Command {
     Watch {
         #[command(flatten)]
         database: DatabaseArgs,
-        /// The tables, as SQL spells them: orders, sales.orders, '"Odd Name"'
+        /// The tables, as SQL spells them, also with commas between them: orders, sales.orders, '"Odd Name"'
         #[arg(required = true)]
         tables: Vec<String>,
     },
@@ -75,7 +77,7 @@ pub enum Command {
     Unwatch {
         #[command(flatten)]
         database: DatabaseArgs,
-        /// The tables, as SQL spells them
+        /// The tables, as SQL spells them, also with commas between them
         #[arg(required = true)]
         tables: Vec<String>,
     },
@@ -91,7 +93,7 @@ pub enum Command {
 /// What to follow in the terminal, as it was given.
 #[derive(Args, Debug)]
 pub struct TailArgs {
-    /// The tables, schema optional (public) [default: every watched table]
+    /// The tables, schema optional (public), also with commas between them; one with odd signs as '"a,b"' [default: every watched table]
     pub tables: Vec<String>,
     /// The gateway: http, https, ws or wss, with or without /v1/feed
     #[arg(long, env = "SWITCHBOARD_URL", default_value = "http://127.0.0.1:8080", value_name = "URL")]
@@ -313,6 +315,23 @@ impl Mistakes {
             Err(_) => self.0.push(format!("--{flag}: {text:?} is not a whole number; give one from {least} to {most}")),
         }
         least
+    }
+
+    /// The tables that arguments name, each of them one or several with commas between them.
+    pub fn tables(&mut self, argument: &str, texts: &[String]) -> Vec<Typed> {
+        let mut names = Vec::new();
+        for text in texts {
+            match Typed::list(text) {
+                Ok(list) => names.extend(list),
+                Err(NotNames::Empty) => self.0.push(format!(
+                    "{argument}: {text:?} holds an empty name; give names with commas between them, such as orders,sales.lines"
+                )),
+                Err(NotNames::OpenQuote) => self.0.push(format!(
+                    "{argument}: {text:?} has a quote that does not end; write a name in quotes as in SQL, and in single quotes for the shell: '\"Odd Name\"'"
+                )),
+            }
+        }
+        names
     }
 
     fn millis(&mut self, flag: &str, text: &str, least: u64, most: u64) -> Duration {

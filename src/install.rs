@@ -1,11 +1,13 @@
 //! The commands that change a database: install, uninstall, watch, unwatch. They apply `sql/`, and say what they did.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use tokio::time::timeout;
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, GenericClient, NoTls};
 
 use crate::config::CONNECT_PATIENCE;
 use crate::log::told;
+use crate::names::{Typed, shell};
 
 /// The steps that make and change tables, in order. A released one is never edited.
 pub const STEPS: &[(i32, &str, &str)] = &[(1, "log", include_str!("../sql/schema/01_log.sql"))];
@@ -96,7 +98,7 @@ pub async fn install(client: &mut Client, switch: bool, gateway_role: Option<&st
 }
 
 /// The numbers of the steps that the database has.
-pub async fn applied(client: &impl tokio_postgres::GenericClient) -> Result<Vec<i32>> {
+pub async fn applied(client: &impl GenericClient) -> Result<Vec<i32>> {
     let schema =
         "select has_schema_privilege(oid, 'usage'), current_user::text from pg_namespace where nspname = 'switchboard'";
     match client.query_opt(schema, &[]).await.map_err(told)? {
@@ -104,7 +106,8 @@ pub async fn applied(client: &impl tokio_postgres::GenericClient) -> Result<Vec<
         Some(row) if !row.get::<_, bool>(0) => {
             let user: &str = row.get(1);
             bail!(
-                "{user} may not use the schema \"switchboard\"; as its owner, run: switchboard install --gateway-role {user}"
+                "{user} may not use the schema \"switchboard\"; as its owner, run: switchboard install --gateway-role {}",
+                shell(user)
             );
         }
         Some(_) => {}
@@ -130,21 +133,61 @@ pub async fn uninstall(client: &Client) -> Result<bool> {
 
 /// Watches a table, named as SQL spells it.
 pub async fn watch(client: &mut Client, table: &str) -> Result<()> {
-    call(client, "select switchboard.watch($1::text::regclass)", table).await.map(|_| ())
+    call(client, "watch", table).await.map(|_| ())
 }
 
 /// Stops watching a table. Returns whether it was watched.
 pub async fn unwatch(client: &mut Client, table: &str) -> Result<bool> {
-    Ok(call(client, "select switchboard.unwatch($1::text::regclass)", table).await?.get(0))
+    Ok(call(client, "unwatch", table).await?.get(0))
 }
 
-async fn call(client: &mut Client, sql: &str, table: &str) -> Result<tokio_postgres::Row> {
+/// Calls the function of this name, as the command of this name does.
+async fn call(client: &mut Client, function: &str, table: &str) -> Result<tokio_postgres::Row> {
     let transaction = client.transaction().await?;
     if applied(&transaction).await?.is_empty() {
         bail!("the database has no schema \"switchboard\"; run \"switchboard install\" first");
     }
     transaction.batch_execute(BOUNDED).await.map_err(told)?;
-    let row = transaction.query_one(sql, &[&table]).await.map_err(told)?;
+    refuse_our_own(&transaction, function, table).await?;
+    let sql = format!("select switchboard.{function}($1::text::regclass)");
+    let row = transaction.query_one(&sql, &[&table]).await.map_err(told)?;
     transaction.commit().await.map_err(told)?;
     Ok(row)
+}
+
+/// Looks a table up, and refuses one of Switchboard's.
+async fn refuse_our_own(client: &impl GenericClient, command: &str, table: &str) -> Result<()> {
+    let sql = "select n.nspname = 'switchboard', c.relname::text from pg_catalog.pg_class as c
+               join pg_catalog.pg_namespace as n on n.oid = c.relnamespace where c.oid = $1::text::regclass";
+    let found = client.query_opt(sql, &[&table]).await.map_err(|error| not_found(error, command, table))?;
+    match found {
+        Some(row) if row.get(0) => bail!(
+            "switchboard.{} is in a schema that is not yours, but Switchboard's own; {command} tables of your own",
+            row.get::<_, &str>(1)
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// Why there is no such table, and how its name may have to be spelt: SQL makes small letters of capitals without quotes, and a shell
+/// takes quotes away.
+fn not_found(error: tokio_postgres::Error, command: &str, table: &str) -> anyhow::Error {
+    let spelt = Typed::new(table).sql();
+    let remedy = format!("switchboard {command} {}", shell(&spelt));
+    let why = match error.code() {
+        Some(code) if *code == SqlState::UNDEFINED_TABLE && spelt != table && has_capitals(table) => {
+            "if its name has these capitals, quote it"
+        }
+        Some(code)
+            if [SqlState::INVALID_NAME, SqlState::SYNTAX_ERROR, SqlState::FEATURE_NOT_SUPPORTED].contains(code) =>
+        {
+            "a name with blanks, dots or quotes stands in double quotes, and in single quotes for the shell"
+        }
+        _ => return told(error),
+    };
+    anyhow!("{:#}; {why}: {remedy}", told(error))
+}
+
+fn has_capitals(text: &str) -> bool {
+    text.bytes().any(|byte| byte.is_ascii_uppercase())
 }

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use switchboard::check::{self, State};
 use switchboard::config::{Command, CommandLine, Config, DatabaseArgs, Mistakes};
+use switchboard::names::Typed;
 use switchboard::{dev, install, tail};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -71,16 +72,27 @@ fn check_settings(line: &CommandLine, mistakes: &mut Mistakes) -> Settings {
     let of = |database: &DatabaseArgs, mistakes: &mut Mistakes| Settings::Database(Box::new(database.check(mistakes)));
     match &line.command {
         Command::Dev { gateway, .. } => Settings::Gateway(Box::new(gateway.check(Default::default(), mistakes))),
-        Command::Serve { database, gateway, .. } => {
+        Command::Serve { database, install, gateway, .. } => {
             let database = database.check(mistakes);
+            tables_to_install(install.as_deref(), mistakes);
             Settings::Gateway(Box::new(gateway.check(database, mistakes)))
         }
-        Command::Install { database, .. }
-        | Command::Uninstall { database }
-        | Command::Watch { database, .. }
-        | Command::Unwatch { database, .. }
-        | Command::Check { database } => of(database, mistakes),
+        Command::Watch { database, tables } | Command::Unwatch { database, tables } => {
+            mistakes.tables("TABLES", tables);
+            of(database, mistakes)
+        }
+        Command::Install { database, .. } | Command::Uninstall { database } | Command::Check { database } => {
+            of(database, mistakes)
+        }
         Command::Tail(tail) => Settings::Tail(Box::new(tail::Config::new(tail, mistakes))),
+    }
+}
+
+/// The tables that `serve --install` names; none is right too.
+fn tables_to_install(install: Option<&str>, mistakes: &mut Mistakes) -> Vec<Typed> {
+    match install.map(str::trim) {
+        None | Some("") => Vec::new(),
+        Some(tables) => mistakes.tables("--install", &[tables.to_owned()]),
     }
 }
 
@@ -138,7 +150,9 @@ async fn install_first(config: &Config, tables: &str, switch: bool) -> Result<()
         tokio::time::sleep(INSTALL_RETRY).await;
     };
     tracing::info!("{}", install::install(&mut client, switch, None).await?);
-    for table in tables.split(',').map(str::trim).filter(|table| !table.is_empty()) {
+    // What is wrong with the names was said already.
+    for table in tables_to_install(Some(tables), &mut Mistakes::default()) {
+        let table = table.as_str();
         install::watch(&mut client, table).await.with_context(|| format!("watching {table}"))?;
     }
     Ok(())
@@ -163,14 +177,16 @@ async fn database_command(command: Command, database: &tokio_postgres::Config) -
             false => println!("there was nothing to remove"),
         },
         Command::Watch { tables, .. } => {
-            for table in tables {
-                install::watch(&mut client, &table).await.with_context(|| format!("watching {table}"))?;
+            for table in Mistakes::default().tables("TABLES", &tables) {
+                let table = table.as_str();
+                install::watch(&mut client, table).await.with_context(|| format!("watching {table}"))?;
                 println!("watching {table}");
             }
         }
         Command::Unwatch { tables, .. } => {
-            for table in tables {
-                let was = install::unwatch(&mut client, &table).await.with_context(|| format!("unwatching {table}"))?;
+            for table in Mistakes::default().tables("TABLES", &tables) {
+                let table = table.as_str();
+                let was = install::unwatch(&mut client, table).await.with_context(|| format!("unwatching {table}"))?;
                 println!("{} {table}", if was { "no longer watching" } else { "was not watching" });
             }
         }

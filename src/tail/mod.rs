@@ -76,9 +76,10 @@ impl Config {
         if args.from.as_deref() == Some("") {
             mistakes.0.push("--from is empty; say now, snapshot, or a cursor".to_owned());
         }
+        let tables = mistakes.tables("TABLES", &args.tables);
         Config {
             address,
-            selection: Selection::new(&args.tables, args.filter.as_deref(), args.columns.as_deref()),
+            selection: Selection::new(&tables, args.filter.as_deref(), args.columns.as_deref()),
             from: args.from.clone(),
             json: args.json,
             save: args.save.clone(),

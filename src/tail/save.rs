@@ -11,6 +11,8 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use crate::names::{Typed, shell};
+
 /// The form of the file.
 const FORM: u32 = 1;
 
@@ -25,8 +27,8 @@ pub struct Selection {
 
 impl Selection {
     /// These tables (none: all), this filter, these columns.
-    pub fn new(tables: &[String], filter: Option<&str>, columns: Option<&str>) -> Selection {
-        let mut tables = tables.to_vec();
+    pub fn new(tables: &[Typed], filter: Option<&str>, columns: Option<&str>) -> Selection {
+        let mut tables: Vec<String> = tables.iter().map(|table| table.as_str().to_owned()).collect();
         tables.sort();
         tables.dedup();
         Selection { tables, filter: filter.map(str::to_owned), columns: columns.map(str::to_owned) }
@@ -48,9 +50,9 @@ impl Selection {
 
     /// The same as one would type it.
     fn arguments(&self) -> String {
-        let mut words = self.tables.clone();
-        words.extend(self.filter.iter().map(|filter| format!("--where {filter}")));
-        words.extend(self.columns.iter().map(|columns| format!("--columns {columns}")));
+        let mut words: Vec<String> = self.tables.iter().map(|table| shell(table).into_owned()).collect();
+        words.extend(self.filter.iter().map(|filter| format!("--where {}", shell(filter))));
+        words.extend(self.columns.iter().map(|columns| format!("--columns {}", shell(columns))));
         if words.is_empty() { "all tables".to_owned() } else { words.join(" ") }
     }
 }
@@ -158,13 +160,13 @@ mod tests {
     use super::*;
 
     fn selection(tables: &[&str]) -> Selection {
-        let tables: Vec<String> = tables.iter().map(|table| table.to_string()).collect();
+        let tables: Vec<Typed> = tables.iter().copied().map(Typed::new).collect();
         Selection::new(&tables, None, None)
     }
 
     #[test]
     fn the_parameters_are_sent_as_they_were_given() {
-        let tables = ["sales.orders".to_owned(), "\"a,b\"".to_owned()];
+        let tables = ["sales.orders", "\"a,b\""].map(Typed::new);
         let selection = Selection::new(&tables, Some("and(a.eq.1,b.like.x*)"), Some("id,ä"));
 
         let sent: Vec<_> = form_urlencoded::parse(selection.query("e.1.a").as_bytes()).into_owned().collect();

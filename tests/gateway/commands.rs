@@ -261,12 +261,88 @@ async fn watch_says_why_it_cannot_and_what_would_help() {
         ("nowhere", r#"watching nowhere: relation "nowhere" does not exist"#),
         ("v", "watching v: public.v is not a table (Watch the tables that it reads from.)"),
         ("p1", "watching p1: public.p1 is a partition (Watch the partitioned table that it belongs to.)"),
-        ("switchboard.log", "is a table of Switchboard itself"),
+        ("switchboard.log", "but Switchboard's own; watch tables of your own"),
+        ("p,public.p1", "watching public.p1: public.p1 is a partition"),
     ] {
         let ran = switchboard(&db, &["watch", table]).await;
-        assert_eq!((ran.code, ran.out.as_str()), (Some(1), ""), "{table}");
+        assert_eq!(ran.code, Some(1), "{table}");
         assert!(ran.err.contains(remedy), "{table}: {}", ran.err);
+        assert!(!ran.err.contains("set schema public"), "{table}: {}", ran.err);
     }
+    for command in ["watch", "unwatch"] {
+        let ran = switchboard(&db, &[command, "p,,v", "\"Odd"]).await;
+        assert_eq!((ran.code, ran.out.as_str()), (Some(64), ""), "{command}");
+        assert!(ran.err.contains(r#"TABLES: "p,,v" holds an empty name"#), "{}", ran.err);
+        assert!(ran.err.contains(r#"TABLES: "\"Odd" has a quote that does not end"#), "{}", ran.err);
+        let ran = switchboard(&db, &[command, "switchboard.mark"]).await;
+        assert!(ran.err.contains(&format!("Switchboard's own; {command} tables of your own")), "{}", ran.err);
+    }
+}
+
+/// What a command says when it is pasted into a shell.
+async fn pasted(db: &Database, line: &str) -> Ran {
+    let mut command = program(Some(&db.url), &[]);
+    let folder = Path::new(env!("CARGO_BIN_EXE_switchboard")).parent().unwrap();
+    let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
+    let mut shell = Command::new("/bin/sh");
+    shell.args(["-c", line]).env("PATH", path).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    for (name, value) in command.as_std_mut().get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    run(shell).await
+}
+
+#[tokio::test]
+async fn tables_are_listed_with_commas_or_as_arguments_to_every_command() {
+    let db = Database::with_switch().await;
+    db.run(&[r#"create table a (id int); create table "b,c" (id int); create table d (id int)"#]).await;
+
+    let watching = done(&db, &["watch", "a, \"b,c\"", "public.d"]).await;
+    let unwatching = done(&db, &["unwatch", "\"b,c\",a"]).await;
+
+    assert_eq!(watching, "watching a\nwatching \"b,c\"\nwatching public.d\n");
+    assert_eq!(unwatching, "no longer watching \"b,c\"\nno longer watching a\n");
+}
+
+#[tokio::test]
+async fn the_remedy_for_a_name_can_be_pasted_into_a_shell() {
+    let db = Database::with_switch().await;
+    db.run(&[r#"create schema "My s""#]).await;
+    let gateway = Gateway::start(&db).await;
+
+    for (sql, asked, typed) in [
+        (r#""User""#, "User", "User"),
+        (r#""Odd Name""#, "Odd Name", "Odd Name"),
+        (r#"public."o'$(x) ;""""#, r#"public."o'$(x) ;""""#, r#"public."o'$(x) ;""""#),
+        (r#""My s"."T""#, "My s.T", "My s.T"),
+        (r#"public."a.b.c""#, r#""a.b.c""#, "public.a.b.c"),
+        (r#""-v,w""#, r#""-v,w""#, r#""-v,w""#),
+    ] {
+        db.run(&[&format!("create table {sql} (id int primary key)")]).await;
+        let query = form_urlencoded::Serializer::new(String::new()).append_pair("table", asked).finish();
+
+        // What the gateway says, and what the command says if the shell took the quotes.
+        let (status, refusal) = gateway.get(&format!("/v1/snapshot?{query}")).await;
+        let refusal: serde_json::Value = serde_json::from_str(&refusal).unwrap();
+        let message = refusal["error"]["message"].as_str().unwrap();
+        let remedy = message.split_once("to watch it: ").unwrap_or_else(|| panic!("{status} {message}")).1;
+        let ran = pasted(&db, remedy).await;
+        assert_eq!(ran.code, Some(0), "{remedy}: {}", ran.err);
+        assert_eq!(gateway.get(&format!("/v1/snapshot?{query}")).await.0, 200, "{remedy}");
+
+        let ran = switchboard(&db, &["unwatch", "--", typed]).await;
+        if ran.code != Some(0) {
+            let remedy = ran.err.trim_end().rsplit_once(": ").unwrap().1;
+            assert!(remedy.starts_with("switchboard unwatch '"), "{}", ran.err);
+            assert_eq!(pasted(&db, remedy).await.out, format!("no longer watching {sql}\n"), "{}", ran.err);
+        }
+    }
+    let ran = switchboard(&db, &["watch", "Odd Name"]).await;
+    assert!(ran.err.contains(r#"invalid name syntax; a name with blanks"#), "{}", ran.err);
+    assert!(ran.err.ends_with("switchboard watch '\"Odd Name\"'\n"), "{}", ran.err);
 }
 
 #[tokio::test]

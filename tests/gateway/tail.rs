@@ -137,6 +137,35 @@ async fn it_prints_a_change_a_line_and_a_transaction_together() {
 }
 
 #[tokio::test]
+async fn it_follows_tables_of_any_name_as_arguments_or_with_commas_between() {
+    let db = Database::new().await;
+    let tables = [r#""a,b""#, r#""User""#, r#""o""dd ""#, "t", "other"];
+    for sql in tables {
+        db.run(&[&format!("create table {sql} (n int primary key)")]).await;
+        db.watch(sql).await;
+    }
+    let gateway = Gateway::start(&db).await;
+    let mut tail = Tail::following(&url(&gateway), &["\"a,b\", User", "\"o\"\"dd \"", "public.t"]).await;
+
+    for (n, sql) in tables.iter().rev().enumerate() {
+        db.run(&[&format!("insert into {sql} values ({n})")]).await;
+    }
+
+    for expected in
+        ["public.t n=1 insert", "public.o\"dd  n=2 insert", "public.User n=3 insert", "public.a,b n=4 insert"]
+    {
+        assert_eq!(tail.change().await, expected);
+    }
+    let wrong = run(program(None, &["tail", "a,,b", "\"c"])).await;
+    assert_eq!((wrong.code, wrong.out.as_str()), (Some(64), ""));
+    assert!(
+        wrong.err.contains("holds an empty name") && wrong.err.contains("a quote that does not end"),
+        "{}",
+        wrong.err
+    );
+}
+
+#[tokio::test]
 async fn it_prints_current_rows_first_where_they_are_asked_for() {
     let db = Database::with_switch().await;
     db.run(&["delete from switch where id > 1"]).await;
