@@ -395,16 +395,13 @@ impl PageRequest {
     /// Reads the parameters of an address: those of a subscription, `limit` and `wait`. `from` may also be `oldest`, which it is where
     /// nothing else is said.
     pub fn parse(query: &str) -> Result<PageRequest, String> {
-        let mut page = PageRequest {
-            request: Request::parse(query)?,
-            limit: LIMIT_DEFAULT,
-            wait: Duration::ZERO,
-            oldest: !form_urlencoded::parse(query.as_bytes()).any(|(name, _)| name == "from"),
-        };
-        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
-            match &*name {
-                "limit" => page.limit = number("limit", &value, 1, LIMIT_MAX as u64)? as usize,
-                "wait" => page.wait = Duration::from_secs(number("wait", &value, 0, WAIT_SECONDS_MAX)?),
+        let (request, parameters) = Request::changes(query)?;
+        let mut page = PageRequest { request, limit: LIMIT_DEFAULT, wait: Duration::ZERO, oldest: true };
+        for (name, value) in &parameters {
+            match name.as_str() {
+                "limit" => page.limit = number("limit", value, 1, LIMIT_MAX as u64)? as usize,
+                "wait" => page.wait = Duration::from_secs(number("wait", value, 0, WAIT_SECONDS_MAX)?),
+                "from" => page.oldest = false,
                 _ => {}
             }
         }

@@ -31,7 +31,8 @@ use crate::documents;
 use crate::filter::Column;
 use crate::listen::{self, Channels, LISTEN_PATIENCE};
 use crate::plain::{Answer, PageRequest, Reading};
-use crate::protocol::{From, OnReset, Request};
+use crate::protocol::parameters::{LISTEN, Place, SWITCH_STATUS, TABLES, parameters};
+use crate::protocol::{From, Request};
 use crate::socket::Socket;
 use crate::subscriber::{self, Shared, Spoken};
 use crate::{page, plain, selection};
@@ -188,25 +189,28 @@ fn routes(server: Arc<Server>) -> impl Filter<Extract = (impl Reply,), Error = I
     let tables = warp::path!("v1" / "tables")
         .and(warp::get())
         .and(with_server.clone())
+        .and(query)
         .and(warp::header::headers_cloned())
-        .map(|server: Arc<Server>, headers| server.tables(&headers));
+        .map(|server: Arc<Server>, query: String, headers| server.tables(&query, &headers));
     let feed = warp::path!("v1" / "feed")
         .and(warp::get())
         .and(with_server.clone())
         .and(query)
         .and(upgrade)
         .map(|server: Arc<Server>, query: String, headers, upgrade| server.feed(&query, &headers, upgrade));
-    let switch_status = warp::path!("switch" / "status")
+    let switch_status =
+        warp::path!("switch" / "status").and(warp::get()).and(with_server.clone()).and(query).and(upgrade).map(
+            |server: Arc<Server>, query: String, headers, upgrade| server.switch_status(&query, &headers, upgrade),
+        );
+    let listen = warp::path("listen")
+        .and(warp::path::tail())
         .and(warp::get())
         .and(with_server.clone())
+        .and(query)
         .and(upgrade)
-        .map(|server: Arc<Server>, headers, upgrade| server.upgrade(&headers, upgrade, Spoken::SwitchStatus));
-    let listen =
-        warp::path("listen").and(warp::path::tail()).and(warp::get()).and(with_server.clone()).and(upgrade).then(
-            async |channel: warp::path::Tail, server: Arc<Server>, headers, upgrade| {
-                server.listen(channel.as_str(), &headers, upgrade).await
-            },
-        );
+        .then(async |channel: warp::path::Tail, server: Arc<Server>, query: String, headers, upgrade| {
+            server.listen(channel.as_str(), &query, &headers, upgrade).await
+        });
     let alive = get("healthz").map(|| "alive\n".into_response());
     let ready = get("readyz").and(with_server.clone()).map(|server: Arc<Server>| server.ready());
     let metrics = get("metrics").and(with_server).map(|server: Arc<Server>| server.metrics());
@@ -246,6 +250,13 @@ impl Server {
         self.upgrade(headers, upgrade, Spoken::Feed(first))
     }
 
+    fn switch_status(&self, query: &str, headers: &HeaderMap, upgrade: Option<OnUpgrade>) -> Response {
+        match check_words(query, &SWITCH_STATUS) {
+            Ok(()) => self.upgrade(headers, upgrade, Spoken::SwitchStatus),
+            Err(refusal) => refusal.into_response(),
+        }
+    }
+
     /// Answers a WebSocket handshake and starts the subscriber.
     fn upgrade(&self, headers: &HeaderMap, upgrade: Option<OnUpgrade>, spoken: Spoken) -> Response {
         if let Err(refusal) = self.check_handshake(headers, upgrade.as_ref()) {
@@ -256,8 +267,8 @@ impl Server {
     }
 
     /// Accepts a subscriber of a channel, once PostgreSQL listens to it.
-    async fn listen(&self, path: &str, headers: &HeaderMap, upgrade: Option<OnUpgrade>) -> Response {
-        let channel = match self.channel(path) {
+    async fn listen(&self, path: &str, query: &str, headers: &HeaderMap, upgrade: Option<OnUpgrade>) -> Response {
+        let channel = match check_words(query, &LISTEN).and_then(|()| self.channel(path)) {
             Ok(channel) => channel,
             Err(refusal) => return refusal.into_response(),
         };
@@ -347,14 +358,14 @@ impl Server {
 
     /// Server-sent events, which a browser resumes by itself.
     async fn events(&self, query: &str, headers: &HeaderMap, connection: Connection) -> Response {
-        let request = Request::first(query).and_then(|first| {
-            first.ok_or_else(|| {
-                "first=none asks for no subscription, and here is no other way to one; leave it out".to_owned()
-            })
-        });
-        let request = request.map(|request| match headers.get("last-event-id").and_then(|id| id.to_str().ok()) {
-            Some(id) if !id.is_empty() => Request { from: From::Cursor(id.to_owned()), ..request },
-            _ => request,
+        let request = Request::parse(query).and_then(|request| match headers.get("last-event-id") {
+            Some(id) if !id.is_empty() => match std::str::from_utf8(id.as_bytes()) {
+                Ok(id) => Ok(Request { from: From::Cursor(id.to_owned()), ..request }),
+                Err(_) => {
+                    Err("the header Last-Event-ID is not UTF-8; give it the id of an event, as it came".to_owned())
+                }
+            },
+            _ => Ok(request),
         });
         let resumes = request.as_ref().is_ok_and(|request| request.from != From::Snapshot);
         let serve = async move |answer: Answer, reading| answer.events(reading, resumes).await;
@@ -391,10 +402,7 @@ impl Server {
 
     /// The current rows, and where the stream goes on from them.
     async fn snapshot(&self, query: &str, headers: &HeaderMap, connection: Connection) -> Response {
-        let request = Request::parse(query).and_then(|request| match &request.from {
-            From::Snapshot => Ok(Request { on_reset: OnReset::Close, ..request }),
-            _ => Err("from is for /v1/feed and /v1/changes; a snapshot is of now, so leave it out".to_owned()),
-        });
+        let request = Request::snapshot(query);
         if let Err(refusal) = plain::up_to_date(&self.shared).await {
             return refusal.into_response();
         }
@@ -448,11 +456,14 @@ impl Server {
     }
 
     /// The watched tables, their keys and their columns.
-    fn tables(&self, headers: &HeaderMap) -> Response {
+    fn tables(&self, query: &str, headers: &HeaderMap) -> Response {
         let origin = match admit(&self.shared.config.origins, headers) {
             Ok(origin) => origin,
             Err(refusal) => return refusal.into_response(),
         };
+        if let Err(refusal) = check_words(query, &TABLES) {
+            return allowed(refusal, origin);
+        }
         if self.shared.hub.head().is_none() {
             let message = "the gateway has not reached its PostgreSQL yet; try again, or run \"switchboard check\"";
             return allowed(error(StatusCode::SERVICE_UNAVAILABLE, "not_ready", message), origin);
@@ -520,6 +531,11 @@ async fn run_upgraded<S: Future<Output = ()>>(
     drop(parts.read_buf);
     drop(shared);
     serve(socket).await;
+}
+
+/// Whether an address without parameters was left without.
+fn check_words(query: &str, place: &Place) -> Result<(), Refusal> {
+    parameters(query, place).map(drop).map_err(|mistake| Refusal::wrong(&mistake))
 }
 
 fn stopping() -> Refusal {

@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 pub use bind::{QUESTIONS_MAX, Question, REGEXES_MAX, VALUES_MAX};
 pub use column::{Class, Collation, Column, Ctype, IndexKey, columns, columns_sql};
-pub use parse::{CONDITIONS_MAX, DEPTH_MAX, Expression, LIST_MAX, WHERE_BYTES_MAX, parse};
+pub use parse::{CONDITIONS_MAX, DEPTH_MAX, Expression, LIST_MAX, WHERE_BYTES_MAX, begins_with_operator, parse};
 pub use pattern::PATTERN_BYTES_MAX;
 
 use crate::change::{Fields, TableName};

@@ -100,6 +100,16 @@ impl Operator {
     }
 }
 
+/// Operators of PostgREST's that are refused here, each with a reason.
+const ELSEWHERE: [&str; 12] = ["fts", "plfts", "phfts", "wfts", "cs", "cd", "ov", "sl", "sr", "nxr", "nxl", "adj"];
+
+/// Whether a text begins as what stands behind a column: with an operator and a dot.
+pub fn begins_with_operator(text: &str) -> bool {
+    let text = text.strip_prefix("not.").unwrap_or(text);
+    let word = text.split_once('.').map(|(word, _)| word);
+    word.is_some_and(|word| Operator::ALL.iter().any(|each| each.name() == word) || ELSEWHERE.contains(&word))
+}
+
 /// Several words as a list in a sentence: `eq, neq and in`.
 pub(super) fn list(words: impl IntoIterator<Item = impl Into<String>>) -> String {
     let mut words: Vec<String> = words.into_iter().map(Into::into).collect();

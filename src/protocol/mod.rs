@@ -1,10 +1,12 @@
 //! Protocol 1: what travels over the wire, and nothing of how.
 //!
 //! The frames that one subscription or connection gets are written here, those that many share in [`encoder`], and the close codes have
-//! their one table here; requests are read in [`request`], the WebSocket frames that carry it all are in [`frame`].
+//! their one table here; requests are read in [`request`], the words that they may hold stand in
+//! [`parameters`], the WebSocket frames that carry it all are in [`frame`].
 
 pub mod encoder;
 pub mod frame;
+pub mod parameters;
 pub mod request;
 
 use bytes::Bytes;

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use super::parameters::{CHANGES, FEED, PING, Place, SNAPSHOT, SUBSCRIBE, UNSUBSCRIBE, check_fields, parameters};
 use crate::filter::{self, Expression};
 use crate::names::{NotNames, Typed};
 use crate::selection::Wish;
@@ -26,9 +27,6 @@ pub enum OnReset {
     Close,
 }
 
-/// The parameters of a subscription.
-const PARAMETERS: [&str; 5] = ["table", "where", "columns", "from", "on_reset"];
-
 /// The request for one subscription.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Request {
@@ -51,22 +49,19 @@ impl Default for Request {
 }
 
 impl Request {
-    /// Reads the parameters of an address. Unknown ones are ignored; a wrong one gives a sentence that names the value and the remedy.
+    /// Reads the address of a feed. What is wrong with it is told in a sentence that names the value and the remedy.
     pub fn parse(query: &str) -> Result<Request, String> {
-        let mut request = Request::default();
-        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
-            request.set(&name, &value)?;
-        }
-        Ok(request)
+        Request::first(query)?.ok_or_else(|| {
+            "first=none asks for no subscription, and here is no other way to one; leave it out".to_owned()
+        })
     }
 
     /// Reads the address of a socket: `first=none` asks for no subscription of the address's own.
     pub fn first(query: &str) -> Result<Option<Request>, String> {
-        let mut others = form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name != "first");
-        let mut first = form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == "first");
-        match first.next().as_ref().map(|(_, value)| &**value) {
-            None => Request::parse(query).map(Some),
-            Some("none") => match others.find(|(name, _)| PARAMETERS.contains(&&**name)) {
+        let parameters = parameters(query, &FEED)?;
+        match parameters.iter().find(|(name, _)| name == "first").map(|(_, value)| value.as_str()) {
+            None => Request::of(&parameters).map(Some),
+            Some("none") => match parameters.iter().find(|(name, _)| name != "first") {
                 None => Ok(None),
                 Some((name, _)) => Err(format!(
                     "first=none asks for no subscription by the address, and {name} is there; leave one of them out"
@@ -78,10 +73,32 @@ impl Request {
         }
     }
 
+    /// Reads the address of a snapshot, which is of now.
+    pub fn snapshot(query: &str) -> Result<Request, String> {
+        let request = Request::of(&parameters(query, &SNAPSHOT)?)?;
+        match request.from {
+            From::Snapshot => Ok(Request { on_reset: OnReset::Close, ..request }),
+            _ => Err("from is for /v1/feed and /v1/changes; a snapshot is of now, so leave it out".to_owned()),
+        }
+    }
+
+    /// Reads the address of a page of changes, and gives the parameters that only that has.
+    pub fn changes(query: &str) -> Result<(Request, Vec<(String, String)>), String> {
+        let parameters = parameters(query, &CHANGES)?;
+        Ok((Request::of(&parameters)?, parameters))
+    }
+
+    /// Reads those parameters that a subscription has.
+    fn of(parameters: &[(String, String)]) -> Result<Request, String> {
+        let mut request = Request::default();
+        parameters.iter().try_for_each(|(name, value)| request.set(name, value))?;
+        Ok(request)
+    }
+
     /// Reads the fields of a message, which are called as the parameters are. Names may also stand in a list.
     fn of_message(fields: &Map<String, Value>) -> Result<Request, String> {
         let mut request = Request::default();
-        for (name, value) in fields.iter().filter(|(name, _)| PARAMETERS.contains(&name.as_str())) {
+        for (name, value) in fields.iter().filter(|(name, _)| *name != "type") {
             match value {
                 Value::Null => {}
                 Value::String(text) => request.set(name, text)?,
@@ -179,9 +196,11 @@ impl Message {
         };
         let id = fields.remove("id");
         match fields.get("type").and_then(|name| name.as_str()) {
-            Some("ping") => Message::Ping(id),
-            Some("subscribe") => Message::subscribe(id, &fields),
-            Some("unsubscribe") => Message::Unsubscribe(id.filter(|id| !id.is_null())),
+            Some("ping") => Message::checked(&fields, &PING, id, Message::Ping),
+            Some("subscribe") => Message::checked(&fields, &SUBSCRIBE, id, |id| Message::subscribe(id, &fields)),
+            Some("unsubscribe") => {
+                Message::checked(&fields, &UNSUBSCRIBE, id, |id| Message::Unsubscribe(id.filter(|id| !id.is_null())))
+            }
             Some(other) => {
                 let other: String = other.chars().take(100).collect();
                 Message::Wrong(
@@ -193,6 +212,19 @@ impl Message {
             None => {
                 Message::Wrong("bad_message", format!("the message has no \"type\"; this version takes {TYPES}"), id)
             }
+        }
+    }
+
+    /// A message whose fields all exist.
+    fn checked(
+        fields: &Map<String, Value>,
+        place: &Place,
+        id: Option<Value>,
+        read: impl FnOnce(Option<Value>) -> Message,
+    ) -> Message {
+        match check_fields(fields, place) {
+            Ok(()) => read(id),
+            Err(mistake) => Message::Wrong("bad_request", mistake, id),
         }
     }
 
@@ -216,9 +248,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_reads_its_parameters_and_ignores_others() {
+    fn a_request_reads_its_parameters() {
         assert_eq!(
-            Request::parse("table=switch,%22a%2Cb%22&from=now&on_reset=close&x=1"),
+            Request::parse("table=switch,%22a%2Cb%22&from=now&on_reset=close"),
             Ok(Request {
                 tables: Some(vec![Typed::new("switch"), Typed::new("\"a,b\"")]),
                 filter: None,
@@ -228,6 +260,7 @@ mod tests {
             })
         );
         assert_eq!(Request::parse(""), Ok(Request::default()));
+        assert_eq!(Request::first("first=none"), Ok(None));
     }
 
     #[test]
@@ -236,13 +269,39 @@ mod tests {
         assert!(Request::parse("table=a,,b").unwrap_err().contains("empty name"));
         assert!(Request::parse("table=%22a").unwrap_err().contains("quote"));
         assert!(Request::parse("from=").unwrap_err().contains("cursor"));
+        assert!(Request::parse("first=none").unwrap_err().contains("leave it out"));
+        assert!(Request::first("first=none&from=now").unwrap_err().contains("from is there"));
+        assert!(Request::parse("table=a&wher=b.eq.1").unwrap_err().contains("did you mean where?"));
+        assert!(Request::snapshot("limit=1").unwrap_err().contains("of /v1/changes, not of /v1/snapshot"));
     }
 
     #[test]
     fn whatever_a_client_sends_becomes_an_answer() {
-        assert_eq!(Message::parse(r#"{"type":"ping","id":7,"x":1}"#), Message::Ping(Some(7.into())));
+        assert_eq!(Message::parse(r#"{"type":"ping","id":7}"#), Message::Ping(Some(7.into())));
         for text in ["", "[]", "1", "{", r#"{"type":1}"#, r#"{"type":"nonsense"}"#, "\u{0}"] {
             assert!(matches!(Message::parse(text), Message::Wrong(..)), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_field_that_does_not_exist_is_named_with_what_to_write() {
+        for (text, sentence) in [
+            (r#"{"type":"ping","id":7,"x":1}"#, r#"ping has no field "x"; it has type and id"#),
+            (r#"{"type":"unsubscribe","id":7,"sub":"hot"}"#, r#"unsubscribe has no field "sub"; write "id":"hot""#),
+            (
+                r#"{"type":"subscribe","id":7,"filter":"name=eq.\"x\""}"#,
+                r#"subscribe has no field "filter"; write "where":"name.eq.\"x\"""#,
+            ),
+            (
+                r#"{"type":"subscribe","id":7,"tables":["a"]}"#,
+                r#"subscribe has no field "tables"; did you mean table? it has type, id, table, where, columns, from and on_reset"#,
+            ),
+            (
+                r#"{"type":"subscribe","id":7,"limit":5}"#,
+                "limit is a parameter of /v1/changes, not of subscribe; leave it out",
+            ),
+        ] {
+            assert_eq!(Message::parse(text), Message::Wrong("bad_request", sentence.to_owned(), Some(7.into())));
         }
     }
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
+use switchboard::config::ListenChannels;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
@@ -195,7 +196,7 @@ async fn a_ping_message_is_answered_with_its_id() {
     let ids = [json!(7), json!("a\u{1F600}\"b"), json!(null), json!({"deep": [1]})];
 
     for id in &ids {
-        client.say(json!({"type": "ping", "id": id, "unknown field": 1})).await;
+        client.say(json!({"type": "ping", "id": id})).await;
     }
     client.say(json!({"type": "ping"})).await;
 
@@ -327,6 +328,96 @@ async fn a_wrong_parameter_is_refused_with_its_value_and_a_remedy() {
             assert!(message.contains(value) && message.contains(remedy), "{parameters} got {message}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_word_that_does_not_exist_is_refused_with_the_one_to_write() {
+    let db = Database::with_switch().await;
+    let gateway = Gateway::start_with(&db, |config| config.listen_channels = ListenChannels::new("*")).await;
+
+    for (path, remedy) in [
+        ("/v1/feed?tabel=switch", "did you mean table?"),
+        ("/v1/feed?table=switch&wher=id.eq.1", "did you mean where?"),
+        ("/v1/feed?table=switch&id=eq.1", "write where=id.eq.1"),
+        ("/v1/feed?table=switch&filter=id=eq.1", "write where=id.eq.1"),
+        ("/v1/feed?table=switch&limit=1", "a parameter of /v1/changes"),
+        ("/v1/changes?table=switch&form=now", "did you mean from?"),
+        ("/v1/changes?table=switch&id=in.(1,2)", "write where=id.in.(1,2)"),
+        ("/v1/changes?table=switch&on_reset=close", "a parameter of /v1/feed"),
+        ("/v1/snapshot?table=switch&colums=id", "did you mean columns?"),
+        ("/v1/snapshot?table=switch&level=not.gte.3", "write where=level.not.gte.3"),
+        ("/v1/tables?table=switch", "not of /v1/tables"),
+        ("/switch/status?id=eq.1", "/switch/status has no parameters"),
+        ("/listen/jobs?from=now", "not of /listen/CHANNEL"),
+    ] {
+        for lines in ["", "accept: text/event-stream\r\n", &format!("{UPGRADE}sec-websocket-version: 13\r\n")] {
+            let answer = exchange(gateway.address, &format!("GET {path}"), lines).await;
+
+            let (code, message) = answer.error();
+            assert_eq!((answer.status, code.as_str()), (400, "bad_request"), "{path}");
+            assert!(message.contains(remedy), "{path} got {message}");
+        }
+    }
+    // A page is no place where a word could choose rows.
+    for path in ["/?utm_source=x", "/client.js?v=2", "/healthz?x", "/metrics?x=1", "/openapi.json?v=1"] {
+        assert_eq!(exchange(gateway.address, &format!("GET {path}"), "").await.status, 200, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_field_that_does_not_exist_is_refused_and_does_nothing() {
+    let db = Database::with_switch().await;
+    let gateway = Gateway::start(&db).await;
+    let mut client = gateway.follow("table=switch").await;
+
+    for (message, remedy) in [
+        (json!({"type": "subscribe", "id": 1, "tabel": "switch"}), "did you mean table?"),
+        (json!({"type": "subscribe", "id": 1, "table": "switch", "filter": "id=eq.1"}), r#"write "where":"id.eq.1""#),
+        (json!({"type": "subscribe", "id": 1, "table": "switch", "level": "gte.3"}), r#"write "where":"level.gte.3""#),
+        (json!({"type": "unsubscribe", "sub": "a"}), r#"write "id":"a""#),
+        (json!({"type": "ping", "id": 1, "time": 5}), "it has type and id"),
+    ] {
+        client.send(&message.to_string()).await;
+
+        let error = client.next_of("error", &[]).await;
+        assert_eq!(error["code"], "bad_request", "{error}");
+        assert_eq!(error.get("id"), message.get("id"), "{error}");
+        assert!(error["message"].as_str().unwrap().contains(remedy), "{error}");
+    }
+    // Nothing was subscribed, and the subscription of the address goes on.
+    db.run(&["update switch set level = 8 where id = 1"]).await;
+    assert_eq!(client.changes().await[0]["new"]["level"], 8);
+}
+
+#[tokio::test]
+async fn what_is_not_utf_8_is_refused_and_never_taken_for_something_else() {
+    let db = Database::with_switch().await;
+    let gateway = Gateway::start_with(&db, |config| config.listen_channels = ListenChannels::new("*")).await;
+
+    for (path, parameter) in [
+        ("/v1/feed?table=switch&where=name.eq.caf%E9", "the parameter where is not UTF-8: \"name.eq.caf%E9\""),
+        ("/v1/feed?table=%ff", "the parameter table"),
+        ("/v1/feed?from=now&t%E9=1", "the name of a parameter"),
+        ("/v1/changes?columns=%C3", "the parameter columns"),
+        ("/v1/changes?limit=1%FF", "the parameter limit"),
+        ("/v1/snapshot?where=name.like.%Ad*", "the parameter where"),
+        ("/v1/tables?%E9", "the name of a parameter"),
+        ("/switch/status?%E9", "the name of a parameter"),
+        ("/listen/caf%E9", "the name of the channel is not UTF-8"),
+        ("/listen/jobs?%E9", "the name of a parameter"),
+    ] {
+        for lines in ["", "accept: text/event-stream\r\n", &format!("{UPGRADE}sec-websocket-version: 13\r\n")] {
+            let answer = exchange(gateway.address, &format!("GET {path}"), lines).await;
+
+            assert_eq!(answer.status, 400, "{path}: {}", answer.body);
+            let message = answer.error().1;
+            assert!(message.contains(parameter) && message.contains("UTF-8"), "{path} got {message}");
+        }
+    }
+    let mut raw = Raw::connect(gateway.address).await;
+    raw.write(b"GET /v1/feed HTTP/1.1\r\nhost: x\r\naccept: text/event-stream\r\nlast-event-id: \xe9\r\n\r\n").await;
+    let head = raw.until_end_of_head().await;
+    assert!(head.starts_with("HTTP/1.1 400 "), "{head}");
 }
 
 #[tokio::test]
