@@ -6,7 +6,7 @@ use crate::names::{self, ident, quoted};
 use super::Filter;
 use super::column::{Class, Column, Ctype};
 use super::node::{Check, Node, Test};
-use super::parse::{CONDITIONS_MAX, Condition, Expression, Operator, Tree, Word, list, shown};
+use super::parse::{CONDITIONS_MAX, Condition, Expression, Operator, Tree, Word, blank_at_an_end, list, shown};
 use super::pattern::{self, Case, Like};
 use super::value::{Datum, Literal};
 
@@ -61,11 +61,12 @@ impl Question {
                 self.table.sql()
             ),
             Some(asked) => format!(
-                "PostgreSQL refuses {} for the column {} of {}: {message}; write a value of type {}",
+                "PostgreSQL refuses {} for the column {} of {}: {message}; write a value of type {}{}",
                 shown(&asked.text),
                 quoted(&asked.column),
                 self.table.sql(),
-                asked.type_name
+                asked.type_name,
+                lost_plus(&asked.text).unwrap_or_default()
             ),
             None => {
                 let mut columns: Vec<String> = self.asked.iter().map(|asked| quoted(&asked.column)).collect();
@@ -79,6 +80,17 @@ impl Question {
             }
         }
     }
+}
+
+/// What to write if the text looks like a time whose offset lost its plus sign: in an address that sign is a blank.
+fn lost_plus(text: &str) -> Option<String> {
+    let (time, offset) = text.rsplit_once(' ')?;
+    let digits = |text: &str| text.chars().filter(char::is_ascii_digit).count();
+    let is_offset = digits(offset) >= 2 && offset.chars().all(|char| char.is_ascii_digit() || char == ':');
+    // Behind a date alone it may be a time as well.
+    let has_time = digits(time) >= 3 && time.contains([':', 'T']);
+    (is_offset && has_time)
+        .then(|| format!("; a + in an address is written %2B: {}%2B{offset}", time.trim_end().replace(' ', "%20")))
 }
 
 impl Expression {
@@ -136,6 +148,7 @@ impl<'a> Binder<'a> {
         self.count(condition)?;
         let (place, column) = self.column(condition)?;
         self.check_operator(column, condition.operator)?;
+        self.check_blanks(column, condition)?;
         let test = |check| Node::Test(Test { column: column.clone(), place, check });
         let Some(word) = condition.values.first().filter(|_| condition.operator != Operator::In) else {
             let literals = condition.values.iter().map(|word| self.literal(column, condition.operator, word));
@@ -204,6 +217,7 @@ impl<'a> Binder<'a> {
             Class::Text(_) => "under a collation that sorts by language",
             _ => {
                 let remedy = match operators.as_slice() {
+                    [Operator::Is] if is_citext(column) => without_case(&column.name, &table, operator),
                     [Operator::Is] => {
                         let name = ident(&column.name);
                         format!(
@@ -220,6 +234,14 @@ impl<'a> Binder<'a> {
         Err(format!(
             "the column {name} of {table} is of type {type_name} {reason}, where the stream cannot decide {word}; {known}, or give the column collate \"C\""
         ))
+    }
+
+    /// An unquoted text with a blank at an end was hardly meant so; other types do not mind the blank.
+    fn check_blanks(&self, column: &Column, condition: &Condition) -> Result<(), String> {
+        let texts = matches!(column.class, Class::Text(_)) && condition.operator != Operator::Is;
+        let mut words = condition.values.iter().filter(|word| texts && !word.quoted);
+        let mistake = words.find_map(|word| blank_at_an_end(&word.text, ""));
+        mistake.map_or(Ok(()), |mistake| Err(self.about(column, &mistake)))
     }
 
     fn is(&self, column: &Column, word: &Word) -> Result<Is, String> {
@@ -346,6 +368,26 @@ impl<'a> Binder<'a> {
         let (name, table) = (quoted(&column.name), self.table.sql());
         format!("the filter on the column {name} of {table} cannot be used: {reason}")
     }
+}
+
+/// Whether it is of the type of the extension `citext`, or of a domain over it.
+fn is_citext(column: &Column) -> bool {
+    column.class == Class::Other && column.type_name.rsplit('.').next() == Some("citext")
+}
+
+/// How to ask for a text whatever its capitals: what is a letter's other case depends on the locale, so PostgreSQL has to say it.
+fn without_case(column: &str, table: &str, operator: Operator) -> String {
+    let small = ident(&format!("{column}_lower")).into_owned();
+    let operator = match operator {
+        Operator::Ilike => Operator::Like,
+        Operator::Imatch => Operator::Match,
+        other => other,
+    };
+    format!(
+        "have PostgreSQL keep it in small letters, alter table {table} add {small} text collate \"C\" generated always as (lower({})) stored, and write {small}.{}.… in small letters",
+        ident(column),
+        operator.name()
+    )
 }
 
 enum Is {

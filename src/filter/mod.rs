@@ -331,6 +331,8 @@ mod tests {
         let table = TableName::new("Sales", "o\"dd");
         let mut columns = switch_columns();
         columns[1].name = "e mail\"".to_owned();
+        columns[1].type_name = "public.citext".to_owned();
+        columns[1].class = Class::Other;
         let refusal = |text: &str| parse(text).and_then(|filter| filter.bind(&table, &columns, None)).err();
 
         for (text, sentence) in [
@@ -339,11 +341,37 @@ mod tests {
                 r#""Sales"."o""dd" has no column "a""b"; its columns are "id", "e mail""", "price", "name", "status" and "data""#,
             ),
             (
-                r#""e mail\"".like.x*"#,
-                r#"the column "e mail""" of "Sales"."o""dd" is of type integer, of which the stream cannot decide like; use one of eq, neq, gt, gte, lt, lte, in, is and isdistinct"#,
+                r#""e mail\"".ilike.x*"#,
+                r#"the column "e mail""" of "Sales"."o""dd" is of type public.citext, of which the stream cannot decide ilike; have PostgreSQL keep it in small letters, alter table "Sales"."o""dd" add "e mail""_lower" text collate "C" generated always as (lower("e mail""")) stored, and write "e mail""_lower".like.… in small letters"#,
+            ),
+            (
+                "name.eq. 4912",
+                r#"the filter on the column "name" of "Sales"."o""dd" cannot be used: there is a blank before the value "4912"; take it out, or put the value in double quotes if the blank belongs to it; a + in an address is written %2B"#,
             ),
         ] {
             assert_eq!(refusal(text), Some(sentence.to_owned()), "{text}");
+        }
+        assert_eq!(refusal(r#"and(name.eq." 4912",id.eq.1)"#), None);
+    }
+
+    #[test]
+    fn a_time_whose_plus_sign_was_lost_is_refused_with_how_it_is_written() {
+        let mut columns = switch_columns();
+        columns[1].class = Class::Timestamptz;
+        columns[1].type_name = "timestamp with time zone".to_owned();
+        let refusal = |value: &str| {
+            let filter = parse(&format!("level.gte.{value}")).expect("a filter");
+            let question = filter.question(&table(), &columns).expect("columns").expect("a question");
+            question.refusal(&format!("invalid input syntax: \"{value}\""))
+        };
+
+        for (value, written) in [
+            ("2026-01-01T00:00:00 01:00", "; a + in an address is written %2B: 2026-01-01T00:00:00%2B01:00"),
+            ("2026-01-01 13:00 01", "; a + in an address is written %2B: 2026-01-01%2013:00%2B01"),
+            ("2026-01-01 13:00x", "write a value of type timestamp with time zone"),
+            ("yesterday 99", "write a value of type timestamp with time zone"),
+        ] {
+            assert!(refusal(value).ends_with(written), "{}", refusal(value));
         }
     }
 

@@ -110,6 +110,9 @@ pub fn begins_with_operator(text: &str) -> bool {
     word.is_some_and(|word| Operator::ALL.iter().any(|each| each.name() == word) || ELSEWHERE.contains(&word))
 }
 
+/// What does not count at the ends of a text.
+pub(super) const BLANKS: [char; 4] = [' ', '\t', '\n', '\r'];
+
 /// Several words as a list in a sentence: `eq, neq and in`.
 pub(super) fn list(words: impl IntoIterator<Item = impl Into<String>>) -> String {
     let mut words: Vec<String> = words.into_iter().map(Into::into).collect();
@@ -211,6 +214,12 @@ impl<'a> Parser<'a> {
                 let tree = if all { Tree::All(trees) } else { Tree::Any(trees) };
                 return Ok(if negated { Tree::Not(Box::new(tree)) } else { tree });
             }
+            let behind = self.rest.strip_prefix(&word[..word.len() - 1]);
+            if behind
+                .is_some_and(|behind| behind.starts_with(BLANKS) && behind.trim_start_matches(BLANKS).starts_with('('))
+            {
+                return Err(format!("there is a blank before the bracket in {}; write {word}…)", shown(self.rest)));
+            }
         }
         self.condition(depth > 0)
     }
@@ -253,7 +262,7 @@ impl<'a> Parser<'a> {
         let operator = self.operator(written, &column)?;
         let values = match operator {
             Operator::In => self.values(written)?,
-            _ => vec![self.value(inside)?],
+            _ => vec![self.value(written, inside)?],
         };
         let condition = Tree::Condition(Condition { column, operator, values });
         Ok(if negated { Tree::Not(Box::new(condition)) } else { condition })
@@ -269,6 +278,12 @@ impl<'a> Parser<'a> {
             return Err(format!(
                 "{} is a path into JSON, which a filter cannot follow; keep the value in a column of its own (also a generated one) and filter by that",
                 shown(&column)
+            ));
+        }
+        if !written.starts_with('"') && column.ends_with(BLANKS) && self.rest.starts_with('.') {
+            return Err(format!(
+                "there is a blank behind the column in {}; take it out, or write the column in double quotes if the blank belongs to its name",
+                shown(written)
             ));
         }
         if column.is_empty() || !self.take(".") {
@@ -294,8 +309,13 @@ impl<'a> Parser<'a> {
             };
         }
         let bare = word.split('(').next().unwrap_or_default();
+        let trimmed = word.trim_matches(BLANKS);
+        let known_but_for_blanks = trimmed == "not" || Operator::ALL.iter().any(|operator| operator.name() == trimmed);
         let column = &*ident(column);
         Err(match bare {
+            _ if known_but_for_blanks => {
+                format!("there is a blank beside {trimmed} in {}; take it out", shown(written))
+            }
             _ if bare.len() < word.len() && Operator::ALL.iter().any(|operator| operator.name() == bare) => format!(
                 "{}) is not among the operators here: {bare} takes no (any) or (all); write or({column}.{bare}.…,{column}.{bare}.…), or and(…) in place of all",
                 word
@@ -316,14 +336,25 @@ impl<'a> Parser<'a> {
         })
     }
 
-    fn value(&mut self, inside: bool) -> Result<Word, String> {
+    fn value(&mut self, written: &str, inside: bool) -> Result<Word, String> {
         if self.take("\"") {
             let text = self.quoted()?;
             self.ended("value")?;
             return Ok(Word { text, quoted: true });
         }
         if inside {
-            return Ok(Word { text: self.until(&[',', ')']).to_owned(), quoted: false });
+            let text = self.until(&[',', ')']).to_owned();
+            if text.trim_start_matches(BLANKS).starts_with('"') && text.starts_with(BLANKS) {
+                return Err(format!(
+                    "there is a blank before a quoted value in {}; take it out, or put it inside the quotes",
+                    shown(written)
+                ));
+            }
+            // Whether it belongs to the value nobody can tell, and a text with it equals none without.
+            if let Some(mistake) = blank_at_an_end(&text, &format!(" in {}", shown(written))) {
+                return Err(mistake);
+            }
+            return Ok(Word { text, quoted: false });
         }
         if self.rest.contains(',') {
             return Err(format!(
@@ -348,13 +379,7 @@ impl<'a> Parser<'a> {
             if values.len() == LIST_MAX {
                 return Err(format!("{} lists more than {LIST_MAX} values; split it with or(…)", shown(written)));
             }
-            values.push(self.value(true)?);
-            if values.last().is_some_and(|word| !word.quoted && word.text.trim_start().starts_with('"')) {
-                return Err(format!(
-                    "there is a blank before a quoted value in {}; take it out, or put it inside the quotes",
-                    shown(written)
-                ));
-            }
+            values.push(self.value(written, true)?);
             match () {
                 () if self.take(",") => {}
                 () if self.take(")") => break,
@@ -399,6 +424,25 @@ impl<'a> Parser<'a> {
             Some(_) => Err(behind(what, self.rest)),
         }
     }
+}
+
+/// What is wrong with an unquoted value that begins or ends with a blank.
+pub(super) fn blank_at_an_end(text: &str, place: &str) -> Option<String> {
+    let side = match () {
+        () if text.starts_with(BLANKS) => "before",
+        () if text.ends_with(BLANKS) => "behind",
+        () => return None,
+    };
+    let value = text.trim_matches(BLANKS);
+    // So a plus sign arrives that nobody encoded.
+    let plus = match side == "before" && value.starts_with(|char: char| char.is_ascii_digit()) {
+        true => "; a + in an address is written %2B",
+        false => "",
+    };
+    Some(format!(
+        "there is a blank {side} the value {}{place}; take it out, or put the value in double quotes if the blank belongs to it{plus}",
+        shown(value)
+    ))
 }
 
 fn behind(what: &str, rest: &str) -> String {
@@ -461,6 +505,7 @@ mod tests {
             ("größe.isdistinct.ü", "größe", IsDistinct, "ü"),
             (r#""a""b.""".eq."say ""hi""""#, r#"a"b.""#, Eq, r#"say "hi""#),
             (r#"""".eq.1".is.null"#, r#"".eq.1"#, Is, "null"),
+            ("first name.eq. x ", "first name", Eq, " x "),
         ] {
             assert_eq!(tree(text), condition(column, operator, &[value]), "{text}");
         }
@@ -509,6 +554,40 @@ mod tests {
             refusal("not.level.eq.3"),
             "not.level is no condition; write not. behind the column, for example level.not.eq.1, or before and(…) and or(…)"
         );
+    }
+
+    #[test]
+    fn a_blank_that_may_belong_to_a_value_or_not_is_refused() {
+        assert_eq!(
+            refusal("id.in.(x, abc)"),
+            r#"there is a blank before the value "abc" in "id.in.(x, abc)"; take it out, or put the value in double quotes if the blank belongs to it"#
+        );
+        assert_eq!(
+            refusal("and(phone.eq. 4912)"),
+            r#"there is a blank before the value "4912" in "phone.eq. 4912)"; take it out, or put the value in double quotes if the blank belongs to it; a + in an address is written %2B"#
+        );
+        for (text, part) in [
+            ("id.in.(x ,abc)", "behind the value \"x\""),
+            ("id.in.(x,abc )", "behind the value \"abc\""),
+            ("id.in.( x)", "before the value \"x\""),
+            ("id.in.( )", "before the value \"\""),
+            ("id.in.(x,\tabc)", "before the value \"abc\""),
+            ("and(a.eq.1 ,b.eq.2)", "behind the value \"1\""),
+            ("or(a.like.x* )", "behind the value \"x*\""),
+            ("level .gte.3", "behind the column"),
+            ("level. gte.3", "beside gte"),
+            ("level.gte .3", "beside gte"),
+            ("level.not. gte.3", "beside gte"),
+            ("level. not.gte.3", "beside not"),
+            ("level. in.(1)", "beside in"),
+            ("level.in. (1)", "has no list"),
+            ("and (a.eq.1)", "write and(…)"),
+            ("not.or  (a.eq.1)", "write not.or(…)"),
+        ] {
+            assert!(refusal(text).contains(part), "{text}: {}", refusal(text));
+        }
+        assert_eq!(tree(" and( a.eq.1, b.eq.2) "), tree("and(a.eq.1,b.eq.2)"));
+        assert_eq!(tree(r#"id.in.(" x","y ",a b)"#), condition("id", Operator::In, &[" x", "y ", "a b"]));
     }
 
     #[test]

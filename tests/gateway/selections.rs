@@ -368,3 +368,68 @@ async fn a_column_whatever_its_name_is_asked_for_and_filtered_as_sql_spells_it()
     );
     assert!(error["message"].as_str().unwrap().ends_with(&there), "{error}");
 }
+
+#[tokio::test]
+async fn a_blank_that_nobody_may_have_meant_is_refused_and_one_in_quotes_counts() {
+    let db = Database::new().await;
+    db.run(&[
+        "create table t (id int primary key, name text, at timestamptz)",
+        "insert into t values (1, 'x', '2026-01-01T00:00:00+01'), (2, ' abc', null), (3, '+49', null)",
+    ])
+    .await;
+    db.watch("t").await;
+    let gateway = Gateway::start(&db).await;
+
+    for (filter, remedy) in [
+        ("name.in.(x,+abc)", "there is a blank before the value \"abc\""),
+        ("name.eq.+49", "a + in an address is written %2B"),
+        ("name.like.%20abc", "put the value in double quotes"),
+        ("at.eq.2026-01-01T00:00:00+01", "%2B: 2026-01-01T00:00:00%2B01"),
+        ("and(at.lt.2026-01-01%2013:00+0130,id.eq.1)", "%2B: 2026-01-01%2013:00%2B0130"),
+        ("at.in.(2026-01-01T00:00+01:00)", "%2B: 2026-01-01T00:00%2B01:00"),
+    ] {
+        let (status, error) = gateway.get(&format!("/v1/snapshot?table=t&where={filter}")).await;
+        let error: Value = serde_json::from_str(&error).unwrap();
+        assert_eq!(status, 400, "{filter}: {error}");
+        assert!(error["error"]["message"].as_str().unwrap().contains(remedy), "{filter}: {error}");
+    }
+    for (filter, expected) in [
+        ("name.in.(x,%22+abc%22)", vec![1, 2]),
+        ("name.eq.%2B49", vec![3]),
+        ("at.eq.2026-01-01T00:00:00%2B01", vec![1]),
+        ("id.eq.+3", vec![3]),
+    ] {
+        let (rows, _) = gateway.subscribe(&format!("table=t&where={filter}")).await.snapshot().await;
+        assert_eq!(ids(&rows), expected, "{filter}");
+    }
+}
+
+#[tokio::test]
+async fn a_filter_on_citext_is_refused_with_a_column_that_works() {
+    let db = Database::new().await;
+    if db.batch_execute("create extension citext").await.is_err() {
+        eprintln!("this PostgreSQL has no citext, so nothing was tried");
+        return;
+    }
+    db.run(&[
+        r#"create table person (id int primary key, "eMail" citext)"#,
+        "insert into person values (1, 'Ann@Example.com'), (2, 'Bob@example.com')",
+    ])
+    .await;
+    db.watch("person").await;
+    let gateway = Gateway::start(&db).await;
+
+    let mut refused = gateway.subscribe("table=person&where=eMail.eq.ann@example.com").await;
+    let error = refused.next_of("error", &["hello"]).await;
+    let message = error["message"].as_str().unwrap();
+    let (alter, write) = message.split_once(", alter ").unwrap().1.split_once(", and write ").unwrap();
+    db.run(&[&format!("alter {alter}")]).await;
+    let filter = write.strip_suffix(" in small letters").unwrap().replace('…', "ann@example.com");
+    let mut client = gateway.subscribe(&format!("table=person&{}", parameter("where", &filter))).await;
+    let (rows, _) = client.snapshot().await;
+    db.run(&["update person set \"eMail\" = 'ANN@example.com' where id = 2"]).await;
+
+    assert!(message.contains("is of type public.citext, of which the stream cannot decide eq"), "{message}");
+    assert_eq!(ids(&rows), [1]);
+    assert_eq!(told(&client.changes().await), ["update enter 2"]);
+}
