@@ -21,7 +21,7 @@ export type State =
   | 'closed'
 
 export interface Options {
-  /** One or more tables; a string goes as it is, so it may hold several with commas. Default: every watched table. */
+  /** One or more tables, in a list called as in frames; a string goes as it is, with commas between several. Default: every watched table. */
   table?: string | readonly string[]
   /** A row filter in PostgREST's words: `level.gte.3`. */
   where?: string

@@ -16,9 +16,14 @@ const HELLO_MS_MAX = 15000
 const SILENT_HEARTBEATS_MAX = 2.5
 const BACKOFF = { first_ms: 500, most_ms: 15000 }
 const EVENTS = ['commit', 'change', 'rows', 'ready', 'state', 'reset', 'error', 'frame']
+const OPTIONS = ['table', 'where', 'columns', 'from', 'WebSocket', 'backoff', 'parse']
+/** How others call an option. */
+const ALSO_CALLED = { filter: 'where', select: 'columns', cursor: 'from', since: 'from' }
 
 /** Follows a gateway's feed until `close()`. */
 export function connect(url, options = {}) {
+  for (const name of Object.keys(options)) known('option', name, OPTIONS)
+  for (const name of Object.keys(options.backoff ?? {})) known('option of backoff', name, Object.keys(BACKOFF))
   return new Feed(url, options)
 }
 
@@ -87,7 +92,7 @@ class Feed {
   get lag() { return this.#at === undefined ? null : this.#arrived - Date.parse(this.#at) }
 
   on(event, listener) {
-    if (!EVENTS.includes(event)) throw new TypeError(`there is no event ${JSON.stringify(event)}; there are ${EVENTS.join(', ')}`)
+    known('event', event, EVENTS)
     // Wrapped, so that one function put on twice is heard twice, and taken off once.
     const entry = { listener }
     this.#listeners[event].add(entry)
@@ -339,12 +344,38 @@ function address(url, { table, where, columns }) {
   address.protocol = address.protocol.replace('http', 'ws')
   address.pathname = address.pathname.replace(/(\/v1\/feed)?\/*$/, '/v1/feed')
   address.hash = ''
-  const wanted = { table, where, columns }
-  for (const name in wanted) if (wanted[name] !== undefined) address.searchParams.set(name, list(wanted[name]))
+  // What frames call a table may have quotes already.
+  const wanted = { table: list(table, /^"|^[^",]*$/), where, columns: list(columns, /^[^",]*$/) }
+  for (const name in wanted) if (wanted[name] !== undefined) address.searchParams.set(name, wanted[name])
   return address
 }
 
-const list = names => Array.isArray(names) ? names.map(name => name.includes(',') ? `"${name}"` : name).join() : names
+/** The names in a list are those that frames have, and are quoted where they have to be; a text goes as it is. */
+const list = (names, plain) => Array.isArray(names) ? names.map(name => plain.test(name) && name.trim() === name ? name : quoted(name)).join() : names
+const quoted = name => `"${name.replaceAll('"', '""')}"`
+
+// ---- Words ----
+
+/** A word that does not exist is never ignored: without the one that was meant, everything would come, or nothing. */
+function known(kind, word, words) {
+  if (words.includes(word)) return
+  const near = words.includes(ALSO_CALLED[word]) ? ALSO_CALLED[word] : words.reduce((a, b) => unlikeness(word, b) < unlikeness(word, a) ? b : a)
+  throw new TypeError(`there is no ${kind} ${JSON.stringify(word)}; did you mean ${near}? There are ${words.join(', ')}`)
+}
+
+/** How many letters differ; the more two words begin alike, the less. */
+function unlikeness(a, b) {
+  const [word, other] = [a, b].map(each => String(each).toLowerCase().slice(0, 40))
+  let row = [...other, ''].map((_, at) => at)
+  for (let i = 0; i < word.length; i++) {
+    const next = [i + 1]
+    for (let j = 0; j < other.length; j++) next.push(Math.min(next[j] + 1, row[j + 1] + 1, row[j] + (word[i] !== other[j])))
+    row = next
+  }
+  let common = 0
+  while (common < word.length && word[common] === other[common]) common++
+  return 2 * row[other.length] - common
+}
 
 // ---- Rows ----
 

@@ -249,6 +249,33 @@ async function saysWhatIsWrongWithAFilter() {
   await page.context().close();
 }
 
+/** Each is found by what people type, by what SQL says, and by what the list of tables says. */
+async function followsTablesOfAnyName() {
+  const tables = { '"User"': "public.User", '"a,b"': "public.a,b", '"o""dd "': 'public.o"dd ', 'p."q.r"': 'p."q.r"', '"p.q".r': '"p.q".r' };
+  sql('create schema p; create schema "p.q"');
+  for (const [name, listed] of Object.entries(tables)) {
+    sql(`create table ${name} (id int primary key, name text); insert into ${name} values (7, '${listed}')`);
+    sql(`set client_min_messages = warning; select switchboard.watch('${name}')`);
+  }
+  for (const [name, listed] of Object.entries(tables)) {
+    for (const typed of [name, listed]) {
+      const page = await open(`/?${new URLSearchParams({ table: typed })}`, DESKTOP);
+      const cell = place => page.locator(`tbody tr > :nth-child(${place})`).textContent();
+      await until(`${typed} has its row`, async () => await page.locator("tbody tr").count() === 1 && await cell(2) === listed);
+      assert.equal(await page.locator("#table").inputValue(), listed);
+      await page.getByLabel("Filter").fill("id.eq.7");
+      await page.keyboard.press("Enter");
+      await until("the address has the filter", () => new URL(page.url()).searchParams.get("where") === "id.eq.7");
+      await page.reload();
+      await until("the row is back", async () => await page.locator("tbody tr").count() === 1 && await cell(2) === listed);
+      await page.context().close();
+    }
+  }
+  const page = await open("/?table=switch&where=name.neq.caf%E9", DESKTOP);
+  await page.getByText("The address of this page is not UTF-8").waitFor();
+  await page.context().close();
+}
+
 async function goesOnAfterTheGatewayWasAway(page) {
   page.isAlone = true;
   gateway.kill("SIGTERM");
@@ -283,6 +310,7 @@ try {
   step("tables"), await keepsTablesUpToDate();
   step("filters"), await followsAFilter();
   step("mistakes"), await saysWhatIsWrongWithAFilter();
+  step("names"), await followsTablesOfAnyName();
   step("narrow screens");
   for (const path of ["/", "/?view=table", "/?table=public.orders"]) await fitsPhones(path);
 

@@ -367,6 +367,26 @@ for (const [wrong, options, says] of [
   })
 }
 
+test('a parameter of the address that does not exist is the end, with the word to write', async t => {
+  const { feed, told } = follow(t, `${gateway.url}/v1/feed?id=eq.1`, { table: 'switch' })
+
+  await assert.rejects(feed.ready, /has no parameter "id"; write where=id.eq.1/)
+
+  assert.deepEqual(told.errors.map(({ code, final }) => [code, final]), [['bad_request', true]])
+})
+
+test('tables and columns of any name are followed by the names that frames have', async t => {
+  await gateway.sql('create schema "p.q"')
+  const tables = { '"p.q".r': '"p.q".r', 'public.o"d,d ': '"o""d,d "', 'public."2.0"': '"2.0"', 'public.User': '"User"' }
+  for (const [name, sql] of Object.entries(tables)) await gateway.table(sql, '"a,""b" int primary key, v int', `insert into ${sql} values (1, 2)`)
+
+  for (const name in tables) {
+    const { feed } = follow(t, gateway.url, { table: [name], columns: ['a,"b'] })
+    await feed.ready
+    assert.deepEqual([[...feed.tables.keys()], feed.rows.get(1)], [[name], { 'a,"b': 1 }])
+  }
+})
+
 test('a table that is not watched is the end, with a reason', async t => {
   const { feed, told } = follow(t, gateway.url, { table: 'no_such_table' })
 

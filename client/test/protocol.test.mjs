@@ -11,6 +11,7 @@ test('the address says what is wanted', async t => {
   const fake = await Fake.start(t, fake => fake.say(ready('e.1.n')))
   for (const [url, options, path] of [
     ['', { table: ['a', 'b,c'], columns: ['x', 'y'], where: 'level.gte.3' }, 'table=a%2C%22b%2Cc%22&where=level.gte.3&columns=x%2Cy&from=snapshot'],
+    ['', { table: ['"p.q".r', 'public.o"dd', 'ends '], columns: ['"', 'b.c', ' '] }, 'table=%22p.q%22.r%2C%22public.o%22%22dd%22%2C%22ends+%22&columns=%22%22%22%22%2Cb.c%2C%22+%22&from=snapshot'],
     ['/prefix/', { table: 'a,b', from: 'now' }, 'table=a%2Cb&from=now'],
     ['/v1/feed?token=t#part', { from: 'e.0.n' }, 'token=t&from=e.0.n']
   ]) {
@@ -327,7 +328,31 @@ test('a listener that throws is reported and hinders nobody; one that was taken 
   await until('the commit', feed, () => heard.length)
 
   assert.deepEqual([heard, reported], [['on'], ['mine']])
-  assert.throws(() => feed.on('comit', () => {}), /"comit".*commit/)
+})
+
+test('a word that does not exist is a TypeError that names the nearest one', () => {
+  class Never { constructor() { throw new Error('it connects') } }
+  for (const [options, says] of [
+    [{ tabel: 'switch' }, 'there is no option "tabel"; did you mean table? There are table, where, columns, from, WebSocket, backoff, parse'],
+    [{ tables: ['switch'] }, 'did you mean table?'],
+    [{ table: 'switch', filter: 'id=eq.1' }, 'did you mean where?'],
+    [{ table: 'switch', wher: undefined }, 'did you mean where?'],
+    [{ websocket: Never }, 'did you mean WebSocket?'],
+    [{ cursor: 'e.1.n' }, 'did you mean from?'],
+    [{ backoff: { first: 100 } }, 'there is no option of backoff "first"; did you mean first_ms? There are first_ms, most_ms']
+  ]) {
+    const because = error => error instanceof TypeError && error.message.includes(says)
+    assert.throws(() => connect('http://127.0.0.1:1', { WebSocket: Never, ...options }), because, says)
+  }
+  const feed = connect('http://127.0.0.1:1', { WebSocket: class { close() {} } })
+  try {
+    for (const event of ['comit', 'Rows', 'message', undefined]) {
+      assert.throws(() => feed.on(event, () => {}), error => error instanceof TypeError && /did you mean \w+\? There are commit, change,/.test(error.message))
+    }
+    assert.throws(() => feed.on('commits', () => {}), /there is no event "commits"; did you mean commit\?/)
+  } finally {
+    feed.close()
+  }
 })
 
 test('an error that nobody listens to goes to the console', async t => {

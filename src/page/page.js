@@ -129,11 +129,21 @@ function offerTables() {
   $("table").replaceChildren(...names.map(name => new Option(short(name), name, false, name === chosen)));
 }
 
+/** A name without the quotes that SQL, or a frame, gives it. */
+const unquoted = name => name.replace(/"((?:[^"]|"")*)"/g, (_, inside) => inside.replaceAll('""', '"'));
+
+/** The table that somebody meant who typed this. */
+function meant(named) {
+  const same = name => tables.filter(({ table }) => unquoted(table) === unquoted(name));
+  const [one, ...more] = [same(`public.${named}`), same(named)].find(found => found.length) ?? [];
+  return described(named) ?? (more.length ? undefined : one);
+}
+
 /** What the address of the page asks for; without a table, the switches or else the first table that is watched. */
 function addressed() {
   const asked = new URLSearchParams(location.search), named = asked.get("table");
   const first = described(SWITCH) ?? tables[0];
-  const table = !named ? first?.table ?? SWITCH : described(`public.${named}`)?.table ?? named;
+  const table = !named ? first?.table ?? SWITCH : meant(named)?.table ?? named;
   return { table, where: asked.get("where") ?? "", columns: asked.get("columns") ?? "" };
 }
 
@@ -156,8 +166,8 @@ function follow(chosen) {
   $("columns").value = chosen.columns;
   $("where").placeholder = `all rows; for instance ${exampleFilter(chosen.table)}`;
   const { table, where, columns } = chosen;
-  // A comma in a name would begin another table; one in the address of the page does.
-  const options = { table: described(table) && table.includes(",") ? `"${table}"` : table };
+  // A name that the gateway lists is quoted by the client; what the address of the page holds may be quoted already, or name several.
+  const options = { table: described(table) ? [table] : table };
   const mine = feed = connect(new URL(".", location), { ...options, where: where || undefined, columns: columns || undefined, parse });
   // A feed that was let go may still speak for a while; only the present one is heard.
   const hear = (event, listener) => mine.on(event, (...said) => { if (mine === feed) listener(...said); });
@@ -650,3 +660,9 @@ draw.soon = () => {
 
 await listTables();
 follow(addressed());
+try {
+  // A browser reads bytes that are not UTF-8 as U+FFFD, and says nothing.
+  decodeURIComponent(location.search.replace(/%(?![0-9a-f]{2})/gi, "%25"));
+} catch {
+  say("The address of this page is not UTF-8 (é is %C3%A9), so it asks for something else than was meant.");
+}
