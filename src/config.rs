@@ -3,6 +3,8 @@
 //! A setting is a flag and an environment variable `SWITCHBOARD_…` of the same name, and names its unit. Mistakes are collected and
 //! reported all at once. Bounds that nobody needs to set are the named constants at the end, or beside the one thing that they bound.
 
+mod database_url;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -372,11 +374,7 @@ impl DatabaseArgs {
 /// Reads a database's URL (or `key=value` words) and adds what every connection of ours has: a name, and bounds on waiting for
 /// a link that is gone.
 pub fn database_config(url: &str, password: Option<&str>) -> Result<tokio_postgres::Config, String> {
-    // The message of the parser does not repeat the URL, which may hold a password; nor do we.
-    let mut config: tokio_postgres::Config = url.trim().parse().map_err(|error: tokio_postgres::Error| {
-        let why = std::error::Error::source(&error).map_or_else(|| error.to_string(), |source| source.to_string());
-        format!("--database-url: {why}; the form is postgres://USER:PASSWORD@HOST:PORT/DATABASE")
-    })?;
+    let mut config = database_url::parse(url).map_err(|mistake| format!("--database-url: {mistake}"))?;
     if config.get_hosts().is_empty() {
         config.host("localhost");
     }

@@ -658,11 +658,20 @@ async fn what_the_command_line_does_not_know_ends_with_64_and_silent_output() {
 
 #[tokio::test]
 async fn a_wrong_url_is_not_repeated() {
-    let ran = run(program(Some("postgres://me:hush@host:notaport/db"), &["serve"])).await;
+    for (url, part) in [
+        ("postgres://me:hush@host:notaport/db", "the port is no number"),
+        ("postgresql+asyncpg://me:hush@host/db", "leave \"+asyncpg\" out"),
+        ("'postgres://me:hush@host/db'", "quotes around it"),
+        ("postgres://me:hu@hush@host/db", "write %40 for it"),
+        ("postgres://me:hush@host/db?schema=public", "the parameter schema"),
+    ] {
+        let ran = run(program(Some(url), &["serve"])).await;
 
-    assert_eq!((ran.code, ran.out.as_str()), (Some(64), ""));
-    assert!(ran.err.contains("postgres://USER:PASSWORD@HOST:PORT/DATABASE"), "{}", ran.err);
-    assert!(!ran.err.contains("hush"), "{}", ran.err);
+        assert_eq!((ran.code, ran.out.as_str()), (Some(64), ""), "{url}");
+        assert!(ran.err.contains(part), "{url}: {}", ran.err);
+        assert!(ran.err.contains("postgres://USER:PASSWORD@HOST:PORT/DATABASE"), "{url}: {}", ran.err);
+        assert!(!ran.err.contains("hush"), "{url}: {}", ran.err);
+    }
 }
 
 #[tokio::test]
