@@ -26,7 +26,7 @@ declare
     after  json;
 begin
     -- A partition speaks for the table above it. Any other table has a trigger that was made for another one: a copy.
-    if (tg_argv[1]::oid <> tg_relid or pg_partition_root(tg_relid) is not null)
+    if (tg_argv[1]::oid is distinct from tg_relid or pg_partition_root(tg_relid) is not null)
        and not switchboard.speaks_for(tg_argv[0]::integer, tg_relid) then
         return null;
     end if;

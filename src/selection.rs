@@ -202,7 +202,10 @@ impl<'a> Draft<'a> {
     /// What PostgreSQL has to be asked about the filter: nothing, or something for each table.
     pub fn questions(&self) -> Result<Vec<Option<Question>>, String> {
         let ask = |watched: &Arc<Watched>| match self.wish.filter {
-            Some(filter) => filter.question(&watched.table.name, &watched.columns),
+            Some(filter) => {
+                let question = filter.question(&watched.table.name, &watched.columns);
+                question.map_err(|mistake| explained(mistake, watched))
+            }
             None => Ok(None),
         };
         self.tables.iter().map(ask).collect()
@@ -218,7 +221,10 @@ impl<'a> Draft<'a> {
         }
         let pick = |(watched, answer): (&Arc<Watched>, _)| {
             let filter = self.wish.filter.map(|filter| filter.bind(&watched.table.name, &watched.columns, answer));
-            let columns = self.wish.columns.map(|names| with_key(names, watched));
+            let columns = self.wish.columns.map(|names| {
+                let columns = with_key(names, watched);
+                columns.map_err(|mistake| explained(mistake, watched))
+            });
             Ok(Pick { watched: watched.clone(), filter: filter.transpose()?, columns: columns.transpose()? })
         };
         let picks: Vec<Pick> = self.tables.iter().zip(answers).map(pick).collect::<Result<_, String>>()?;
@@ -292,6 +298,16 @@ fn with_key(names: &[Typed], watched: &Watched) -> Result<Vec<String>, String> {
     wanted.extend(watched.table.key.iter().flatten().map(String::as_str));
     let columns = watched.columns.iter().map(|column| &column.name);
     Ok(columns.filter(|name| wanted.contains(name.as_str())).cloned().collect())
+}
+
+/// A refusal of a column that is there and cannot be asked for, with the reason.
+fn explained(mistake: String, watched: &Watched) -> String {
+    match watched.left_out.iter().find(|name| mistake.contains(name.as_str())) {
+        Some(name) => format!(
+            "{mistake} ({name} is a virtual generated column, which changes do not have; a stored one can be asked for)"
+        ),
+        None => mistake,
+    }
 }
 
 fn listed(mut names: impl Iterator<Item = String>, none: &str) -> String {

@@ -113,7 +113,7 @@ async fn a_cursor_that_cannot_be_served_gets_a_reset_with_its_reason_and_a_fresh
 
     for (cursor, reason) in [
         ("garbage".to_owned(), "unknown"),
-        ("%00%ff".to_owned(), "unknown"),
+        ("%00%C3%BF".to_owned(), "unknown"),
         (format!("zzzz.{}.{}", parts[1], parts[2]), "epoch"),
         (format!("{}.{}.{nonce}", parts[0], parts[1]), "nonce"),
         (format!("{}.9999.{}", parts[0], parts[2]), "future"),

@@ -438,8 +438,9 @@ async fn a_trigger_that_came_with_another_databases_schema_stops_nobody_and_watc
     db.run(&["create table t (id int primary key)"]).await;
     db.watch("t").await;
     db.run(&[
-        r#"drop trigger "!switchboard_capture" on t"#,
-        r#"create trigger "!switchboard_capture" after insert on t for each row execute function switchboard.capture('999')"#,
+        "select switchboard.drop_triggers('t')",
+        r#"create trigger "!switchboard_capture_999" after insert on t for each row
+           execute function switchboard.capture('999', '999')"#,
     ])
     .await;
     let gateway = Gateway::start(&db).await;
@@ -450,5 +451,10 @@ async fn a_trigger_that_came_with_another_databases_schema_stops_nobody_and_watc
     db.watch("t").await;
     db.run(&["insert into t values (2)"]).await;
 
-    assert_eq!(client.changes().await[0]["new"]["id"], 2);
+    let mut rows = gateway.subscribe("table=t").await.snapshot().await.0;
+    rows.sort_by_key(|row| row["id"].as_i64());
+    assert_eq!(rows.iter().map(|row| row["id"].as_i64().unwrap()).collect::<Vec<_>>(), [1, 2]);
+    let mut client = gateway.follow("").await;
+    db.run(&["insert into t values (3)"]).await;
+    assert_eq!(client.changes().await[0]["new"]["id"], 3);
 }
