@@ -59,7 +59,8 @@ begin
         last_serial := change.last_serial;
         serial := change.serial;
         watch := change.watch;
-        op := change.op::text;
+        -- Other bytes are no operation of ours, and before version 16 they need not even be text.
+        op := case when change.op::integer between 33 and 126 then change.op::text else '?' end;
         if careful then
             old := switchboard.bytes_or_nothing(change.old, encoding);
             new := switchboard.bytes_or_nothing(change.new, encoding);
