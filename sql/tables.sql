@@ -239,7 +239,9 @@ as $$
         select coalesce(jsonb_object_agg(a.attnum, concat_ws(' ', a.attname, a.atttypid, a.atttypmod, a.attcollation, a.attgenerated,
                                                              switchboard.type_details(a.atttypid))), '{}') as columns,
                md5(string_agg(concat_ws(' ', a.attnum, a.xmin), ';' order by a.attnum)) as attributes
-        from pg_attribute as a where a.attrelid = class.oid and a.attnum > 0 and not a.attisdropped
+        -- Virtual generated ones are left out everywhere, so that one that comes or goes makes no difference.
+        from pg_attribute as a
+        where a.attrelid = class.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated <> 'v'
     ) as described
     where watched.active and (only_watch is null or watched.id = only_watch)
 $$;
@@ -301,7 +303,8 @@ begin
         if now_is.known_columns is not null and (now_is.altered or now_is.ended or now_is.captures and exists (
             -- A column that came with values for the rows that were there.
             select from pg_attribute as a
-            where a.attrelid = now_is.relation and a.attnum > 0 and not a.attisdropped and not now_is.known_columns ? a.attnum::text
+            where a.attrelid = now_is.relation and a.attnum > 0 and not a.attisdropped and a.attgenerated <> 'v'
+              and not now_is.known_columns ? a.attnum::text
               and (a.atthasdef or a.atthasmissing or a.attidentity <> ''))) then
             perform switchboard.begin_again(now_is.id);
         end if;
