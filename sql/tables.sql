@@ -335,12 +335,16 @@ end
 $$;
 
 -- Takes note of where a partitioned table's rows lie, when a TRUNCATE of it is told: so it is not taken for one of a single partition.
+-- It waits for nobody: what is locked now stays as it is.
 create or replace function switchboard.note_storage(watch integer) returns void
     language plpgsql volatile security definer
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    update switchboard.watched as w set storage = s.storage from switchboard.state(watch) as s where w.id = watch and s.id = watch;
+    update switchboard.watched as w set storage = s.storage
+    from (select id from switchboard.watched where id = watch for update skip locked) as free
+    join switchboard.state(watch) as s on s.id = free.id
+    where w.id = free.id;
 exception when others then
     -- Whoever follows the table begins anew, which is no more than a nuisance; to fail the user's statement would be.
     return;

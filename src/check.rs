@@ -224,7 +224,7 @@ async fn look_at_tables(client: &Client, findings: &mut Vec<Finding>) -> Result<
             }
             (_, false, ..) => wrong(
                 format!("{table} is watched, but its triggers are missing or disabled: changes are being lost"),
-                format!("run: switchboard watch '{}'", table.replace('\'', r"'\''")),
+                format!("run: switchboard watch {}", shell(table)),
             ),
             (_, _, false, _) => wrong(
                 format!("{table} is watched, but its rows cannot be read for snapshots"),
@@ -250,7 +250,10 @@ async fn look_at_strays(client: &Client, findings: &mut Vec<Finding>) -> Result<
         let table: &str = row.get(0);
         note(
             format!("{table} has a trigger of ours that was made for another table: a copy, which captures nothing"),
-            format!("run: switchboard watch '{table}', if the table is to be watched; else switchboard install, which drops the trigger"),
+            format!(
+                "if the table is to be watched, run: switchboard watch {}; else run: switchboard install, which drops the trigger",
+                shell(table)
+            ),
         )
     }));
     Ok(())
@@ -284,7 +287,8 @@ async fn look_at_log(client: &Client, findings: &mut Vec<Finding>) -> Result<()>
         let (bytes, disk_bytes, dead): (i64, i64, i64) = (log.get(3), log.get(5), log.get(6));
         let age = Duration::from_secs_f64(log.get(4));
         findings.push(good(format!(
-            "the log holds positions {oldest} to {head} of epoch {epoch}: {}, {} on disk; the oldest came {} s ago",
+            "the log holds {} commits, after position {oldest} and up to {head} of epoch {epoch}: {}, {} on disk; the oldest came {} s ago",
+            head - oldest,
             size(bytes),
             size(disk_bytes),
             age.as_secs()

@@ -203,8 +203,8 @@ impl<'a> Draft<'a> {
     pub fn questions(&self) -> Result<Vec<Option<Question>>, String> {
         let ask = |watched: &Arc<Watched>| match self.wish.filter {
             Some(filter) => {
-                let question = filter.question(&watched.table.name, &watched.columns);
-                question.map_err(|mistake| explained(mistake, watched))
+                filter.columns().into_iter().try_for_each(|name| refuse_left_out(name, watched))?;
+                filter.question(&watched.table.name, &watched.columns)
             }
             None => Ok(None),
         };
@@ -221,10 +221,7 @@ impl<'a> Draft<'a> {
         }
         let pick = |(watched, answer): (&Arc<Watched>, _)| {
             let filter = self.wish.filter.map(|filter| filter.bind(&watched.table.name, &watched.columns, answer));
-            let columns = self.wish.columns.map(|names| {
-                let columns = with_key(names, watched);
-                columns.map_err(|mistake| explained(mistake, watched))
-            });
+            let columns = self.wish.columns.map(|names| with_key(names, watched));
             Ok(Pick { watched: watched.clone(), filter: filter.transpose()?, columns: columns.transpose()? })
         };
         let picks: Vec<Pick> = self.tables.iter().zip(answers).map(pick).collect::<Result<_, String>>()?;
@@ -286,6 +283,7 @@ fn find(typed: &Typed, watched: &[Arc<Watched>]) -> Result<Arc<Watched>, String>
 
 /// The columns that were asked for and those of the key, in the table's order.
 fn with_key(names: &[Typed], watched: &Watched) -> Result<Vec<String>, String> {
+    names.iter().try_for_each(|typed| refuse_left_out(&typed.plain(), watched))?;
     let column = |typed: &Typed| {
         let column = watched.column(&typed.plain()).or_else(|| watched.column(typed.as_str()));
         column.map(|column| column.name.as_str()).ok_or_else(|| {
@@ -300,14 +298,15 @@ fn with_key(names: &[Typed], watched: &Watched) -> Result<Vec<String>, String> {
     Ok(columns.filter(|name| wanted.contains(name.as_str())).cloned().collect())
 }
 
-/// A refusal of a column that is there and cannot be asked for, with the reason.
-fn explained(mistake: String, watched: &Watched) -> String {
-    match watched.left_out.iter().find(|name| mistake.contains(name.as_str())) {
-        Some(name) => format!(
-            "{mistake} ({name} is a virtual generated column, which changes do not have; a stored one can be asked for)"
-        ),
-        None => mistake,
+/// Refuses a column that is there and that changes do not have.
+fn refuse_left_out(column: &str, watched: &Watched) -> Result<(), String> {
+    if !watched.left_out.iter().any(|name| name == column) {
+        return Ok(());
     }
+    let (column, table) = (ident(column), watched.table.name.sql());
+    Err(format!(
+        "{column} is a virtual generated column of {table}, which triggers do not see; leave it out, or let it be a stored one"
+    ))
 }
 
 fn listed(mut names: impl Iterator<Item = String>, none: &str) -> String {

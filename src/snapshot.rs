@@ -165,7 +165,9 @@ impl Unreadable {
         let code = error.code().map(|code| code.code().to_owned()).unwrap_or_default();
         // SQL_ASCII says nothing of its bytes, and PostgreSQL that they are no UTF-8.
         let encoding = if code == "22021" { "a text is not UTF-8: " } else { "" };
-        let lasts = code == "42501" || ["22", "54", "XX", "P0"].iter().any(|class| code.starts_with(class));
+        // No right, damaged data or index, and whatever is wrong with a value. Other internal errors may be gone the next time.
+        let lasts = ["42501", "XX001", "XX002"].contains(&&*code)
+            || ["22", "54", "P0"].iter().any(|class| code.starts_with(class));
         let error = told(error);
         match lasts {
             true => Unreadable(format!("the rows of {} cannot be read: {encoding}{error:#}", table.name)).into(),

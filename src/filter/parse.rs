@@ -122,7 +122,24 @@ pub(super) fn list(words: impl IntoIterator<Item = impl Into<String>>) -> String
     }
 }
 
+impl Tree {
+    fn columns<'a>(&'a self, found: &mut Vec<&'a str>) {
+        match self {
+            Tree::All(trees) | Tree::Any(trees) => trees.iter().for_each(|tree| tree.columns(found)),
+            Tree::Not(tree) => tree.columns(found),
+            Tree::Condition(condition) => found.push(&condition.column),
+        }
+    }
+}
+
 impl Expression {
+    /// The columns that it names, each as often as it does.
+    pub fn columns(&self) -> Vec<&str> {
+        let mut found = Vec::new();
+        self.0.columns(&mut found);
+        found
+    }
+
     /// One filter that holds where all of these hold.
     pub fn and(expressions: Vec<Expression>) -> Expression {
         // Side by side, however many there are: nesting is what recursion has to be safe from.

@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use crate::harness::{Database, Gateway, Held, Mirror, Server};
+use crate::harness::{Database, Gateway, Held, Mirror, Server, soon};
 
 const T: &str = "select * from t";
 
@@ -610,6 +610,20 @@ async fn what_happens_to_a_partition_is_told_to_those_who_follow_its_table() {
         follower.becomes(&scene.db, T).await;
         assert_eq!(follower.resets, [""; 0], "{what}");
     }
+}
+
+#[tokio::test]
+async fn a_truncate_waits_for_nobody_who_works_on_the_books() {
+    let scene = Scene::new().await;
+    scene.db.run(&PARTITIONED).await;
+    scene.db.watch("t").await;
+    let other = scene.db.session().await;
+    other.batch_execute("begin; select from switchboard.watched for update").await.unwrap();
+
+    soon("the truncate", scene.db.run(&["truncate t"])).await;
+
+    other.batch_execute("rollback").await.unwrap();
+    assert_eq!(scene.db.value::<i64>("select count(*) from switchboard.log where op = 'T'").await, 1);
 }
 
 #[tokio::test]

@@ -393,7 +393,7 @@ async fn check_finds_a_trigger_that_is_off_or_gone_and_watch_mends_it() {
         let wrong =
             "WRONG  public.switch is watched, but its triggers are missing or disabled: changes are being lost\n";
         assert!(
-            ran.out.contains(&format!("{wrong}       run: switchboard watch 'public.switch'\n")),
+            ran.out.contains(&format!("{wrong}       run: switchboard watch public.switch\n")),
             "{harm}: {}",
             ran.out
         );
@@ -426,7 +426,12 @@ async fn check_says_how_large_the_log_is_and_notes_that_nobody_trims_it() {
     let large = done(&db, &["check"]).await;
 
     let epoch: String = db.value("select name from switchboard.epoch").await;
-    assert!(small.contains(&format!("good   the log holds positions 0 to 2 of epoch {epoch}: 0.0 MB, 0.")), "{small}");
+    assert!(
+        small.contains(&format!(
+            "good   the log holds 2 commits, after position 0 and up to 2 of epoch {epoch}: 0.0 MB, 0."
+        )),
+        "{small}"
+    );
     assert!(!small.contains("far more"), "{small}");
     assert!(large.contains(": 10.0 GB, 0."), "{large}");
     assert!(large.contains(" MB on disk; the oldest came 25920"), "{large}");
