@@ -60,6 +60,8 @@ begin
     values (0, floor(random() * 1679616)::integer, '0'::xid8, clock_timestamp(), visible);
     if was.name is not null then
         perform switchboard.find_tables();
+        -- In this transaction too, so that nobody sees the books without what is true of the tables here.
+        perform known.id from switchboard.tables() as known;
     end if;
     return reason;
 end
