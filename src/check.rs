@@ -9,8 +9,8 @@ use tokio_postgres::Client;
 use crate::config::{KEPT_BY_DEFAULT, Kept};
 use crate::install::{self, STEPS};
 use crate::listener::Listener;
-use crate::log::told;
-use crate::names::{ident, shell};
+use crate::names::shell;
+use crate::session::{Database, told};
 
 /// The oldest PostgreSQL that has what the log is made of (`xid8`, `pg_snapshot`), as `server_version_num`.
 const VERSION_LEAST: i32 = 130_000;
@@ -81,7 +81,7 @@ async fn look(client: &Client, database: &tokio_postgres::Config, findings: &mut
     let server =
         "select current_setting('server_version_num')::integer, current_setting('server_version'), current_user::text,
                   current_database()::text, pg_is_in_recovery(), current_setting('session_replication_role'),
-                  current_setting('default_transaction_isolation'), getdatabaseencoding()::text";
+                  getdatabaseencoding()::text";
     let server = client.query_one(server, &[]).await.map_err(told)?;
     let (version, name): (i32, &str) = (server.get(0), server.get(1));
     let (user, database_name): (&str, &str) = (server.get(2), server.get(3));
@@ -94,7 +94,7 @@ async fn look(client: &Client, database: &tokio_postgres::Config, findings: &mut
         findings.push(wrong("this server is a standby", "connect to the primary: positions are given there"));
         return Ok(());
     }
-    let encoding: &str = server.get(7);
+    let encoding: &str = server.get(6);
     if encoding == "SQL_ASCII" {
         findings.push(note(
             "the encoding of this database is SQL_ASCII, which does not say what its bytes mean",
@@ -104,12 +104,6 @@ async fn look(client: &Client, database: &tokio_postgres::Config, findings: &mut
     if server.get::<_, &str>(5) != "origin" {
         let remedy = "triggers are skipped for this role; undo it: alter role … reset session_replication_role";
         findings.push(wrong("session_replication_role is not origin", remedy));
-    }
-    if server.get::<_, &str>(6) == "serializable" {
-        findings.push(wrong(
-            "transactions of this role are serializable by default: reading the log can fail those of your writers that are, too",
-            format!("run: alter role {} set default_transaction_isolation = 'read committed'", ident(user)),
-        ));
     }
     look_at_strays(client, findings).await?;
     if !look_at_steps(client, findings).await? {
@@ -165,7 +159,7 @@ async fn look_at_rights(client: &Client, user: &str, findings: &mut Vec<Finding>
 }
 
 async fn look_at_doorbell(database: &tokio_postgres::Config, findings: &mut Vec<Finding>) {
-    match Listener::connect(database).await {
+    match Listener::connect(&Database::new(database)).await {
         Err(error) => {
             findings.push(wrong(format!("cannot listen: {error:#}"), "allow one more connection for this role"))
         }

@@ -451,6 +451,10 @@ impl Config {
 
 /// How long a connection to PostgreSQL may take to come up.
 pub const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a session may take to begin: with one that is refused, and its settings.
+pub const SESSION_PATIENCE: Duration = Duration::from_secs(12);
+/// How often two sessions look for a transaction pooler between them and PostgreSQL, each of them in turn.
+pub const POOLER_ROUNDS: usize = 3;
 /// How long PostgreSQL may leave bytes of ours unacknowledged before the link counts as dead.
 pub const LINK_PATIENCE: Duration = Duration::from_secs(10);
 /// How long one statement of ours may take. Numbering the backlog of a day without a gateway is the longest.

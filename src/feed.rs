@@ -92,7 +92,7 @@ impl Feed {
 
     /// One session with PostgreSQL, from listening to the loss of it.
     async fn session(&mut self) -> Result<Infallible> {
-        let listener = Listener::connect(&self.config.database).await?;
+        let listener = Listener::connect(self.log.database()).await?;
         let watch = watch(listener.link(), self.log.clone(), self.metrics.clone());
         tokio::select! {
             ended = self.work(listener) => ended,

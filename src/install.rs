@@ -1,13 +1,11 @@
 //! The commands that change a database: install, uninstall, watch, unwatch. They apply `sql/`, and say what they did.
 
 use anyhow::{Context, Result, anyhow, bail};
-use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, GenericClient, NoTls};
+use tokio_postgres::{Client, GenericClient};
 
-use crate::config::CONNECT_PATIENCE;
-use crate::log::told;
 use crate::names::{Typed, shell};
+use crate::session::{Database, told};
 
 /// The steps that make and change tables, in order. A released one is never edited.
 pub const STEPS: &[(i32, &str, &str)] = &[(1, "log", include_str!("../sql/schema/01_log.sql"))];
@@ -35,11 +33,7 @@ const LOCK_INSTALL: &str = "1937203812, 4";
 
 /// Connects for one command. The session ends with the client.
 pub async fn connect(database: &tokio_postgres::Config) -> Result<Client> {
-    let connecting = timeout(2 * CONNECT_PATIENCE, database.connect(NoTls));
-    let (client, connection) = connecting.await.context("PostgreSQL does not answer")?.map_err(told)?;
-    // Ends with the client; what went wrong then shows in the client's calls.
-    tokio::spawn(connection);
-    Ok(client)
+    Database::new(database).connect_for_command().await
 }
 
 /// Creates or upgrades the schema, and says which steps that took. May be repeated.

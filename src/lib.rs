@@ -22,8 +22,8 @@
 //!              │           └─► plain ──────┤                 │        └─► table
 //!              │                           └─► outbox        ├─► snapshot ─► log
 //!              │                                             └─► log ─► table, change
-//!              └─► feed ─┬─► role ─► listener
-//!                        ├─► log
+//!              └─► feed ─┬─► role ─► listener ─► session
+//!                        ├─► log ─► session
 //!                        └─► hub
 //! ```
 //!
@@ -59,6 +59,7 @@ pub mod protocol;
 pub mod role;
 pub mod selection;
 pub mod server;
+pub mod session;
 pub mod snapshot;
 pub mod socket;
 pub mod subscriber;
@@ -75,6 +76,7 @@ use crate::feed::Feed;
 use crate::hub::Hub;
 use crate::log::Log;
 use crate::metrics::Metrics;
+use crate::session::Database;
 use crate::snapshot::{Snapshots, Store};
 use crate::subscriber::Shared;
 
@@ -87,8 +89,8 @@ const FEED_CONNECTIONS_MAX: usize = 3;
 pub async fn run(config: Config, socket: TcpListener, stop: impl Future<Output = ()>) {
     let metrics = Arc::new(Metrics::default());
     let hub = Arc::new(Hub::new(config.history_bytes_max));
-    let feed_log = Log::new(&config.database, FEED_CONNECTIONS_MAX);
-    let readers = feed_log.with_connections(&config.database, config.readers_max);
+    let feed_log = Log::new(&Database::new(&config.database), FEED_CONNECTIONS_MAX);
+    let readers = feed_log.with_connections(config.readers_max);
     let feed = Feed::new(config.clone(), feed_log.clone(), hub.clone(), metrics.clone());
     let store = Store::new(config.snapshot_bytes_max, config.snapshots_bytes_max);
     let snapshots = Arc::new(Snapshots::new(readers.clone(), feed_log, feed.nudge(), store));

@@ -10,22 +10,22 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Result, bail};
 use bytes::Bytes;
 use futures_util::future::poll_fn;
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tokio_postgres::{AsyncMessage, Client, NoTls};
+use tokio_postgres::{AsyncMessage, Client};
 
 use crate::config::{
-    CLOSING_MAX, CONNECT_PATIENCE, Config, LINK_CHECK_EVERY, LINK_CHECK_PATIENCE, LINK_PATIENCE, RECONNECT_FIRST,
-    RECONNECT_MOST, WRITE_BYTES_MAX,
+    CLOSING_MAX, Config, LINK_CHECK_EVERY, LINK_CHECK_PATIENCE, LINK_PATIENCE, RECONNECT_FIRST, RECONNECT_MOST,
+    WRITE_BYTES_MAX,
 };
 use crate::listener;
-use crate::log::{told, within};
 use crate::names::quoted;
 use crate::protocol::{self, Close};
+use crate::session::{Connection, Database, Purpose, told, within};
 use crate::socket::{Gone, Socket};
 use crate::subscriber::Shared;
 
@@ -82,7 +82,7 @@ pub fn is_ours(channel: &str) -> bool {
 
 /// The channels that somebody listens to.
 pub struct Channels {
-    database: tokio_postgres::Config,
+    database: Database,
     /// Locked before any channel is.
     wanted: Mutex<Wanted>,
     /// There is something to do for the session.
@@ -166,13 +166,10 @@ impl Channel {
 
 impl Channels {
     /// No channels yet.
-    pub fn new(database: &tokio_postgres::Config) -> Arc<Channels> {
-        let mut database = database.clone();
-        // So that it can be told from the feed's sessions.
-        let name = format!("{} listen", database.get_application_name().unwrap_or("switchboard"));
-        database.application_name(name);
+    pub fn new(database: &Database) -> Arc<Channels> {
         Arc::new(Channels {
-            database,
+            // So that it can be told from the feed's sessions.
+            database: database.named(&format!("{} listen", database.name())),
             wanted: Mutex::default(),
             changed: Notify::new(),
             bytes: AtomicUsize::new(0),
@@ -401,31 +398,36 @@ struct Session {
 
 impl Session {
     async fn connect(channels: &Arc<Channels>) -> Result<Session> {
-        let connecting = timeout(2 * CONNECT_PATIENCE, channels.database.connect(NoTls));
-        let connected = connecting.await.map_err(|_| anyhow!("PostgreSQL does not answer"))?;
-        let (client, mut connection) = connected.map_err(told)?;
         let (lose, lost) = oneshot::channel();
-        let channels = channels.clone();
+        let heard = channels.clone();
         // The ready-made future of the connection would discard notifications.
-        let hearing = tokio::spawn(async move {
-            let mut count = 0_u32;
-            let why = loop {
-                match poll_fn(|context| connection.poll_message(context)).await {
-                    Some(Ok(AsyncMessage::Notification(heard))) => channels.publish(heard.channel(), heard.payload()),
-                    Some(Ok(_)) => {}
-                    Some(Err(error)) => break told(error).to_string(),
-                    None => break "the connection was closed".to_owned(),
-                }
-                count = count.wrapping_add(1);
-                if count.is_multiple_of(NOTIFICATIONS_AT_ONCE) {
-                    tokio::task::yield_now().await;
-                }
-            };
-            // Nobody waits any more where the session was given up.
-            let _ = lose.send(why);
-        });
+        let drive = |mut connection: Connection| {
+            tokio::spawn(async move {
+                let mut count = 0_u32;
+                let why = loop {
+                    match poll_fn(|context| connection.poll_message(context)).await {
+                        Some(Ok(AsyncMessage::Notification(one))) => heard.publish(one.channel(), one.payload()),
+                        Some(Ok(_)) => {}
+                        Some(Err(error)) => break told(error).to_string(),
+                        None => break "the connection was closed".to_owned(),
+                    }
+                    count = count.wrapping_add(1);
+                    if count.is_multiple_of(NOTIFICATIONS_AT_ONCE) {
+                        tokio::task::yield_now().await;
+                    }
+                };
+                // Nobody waits any more where the session was given up.
+                let _ = lose.send(why);
+            })
+        };
+        let (client, hearing) = channels.database.connect(Purpose::Listener, drive).await?;
         let session = Session { client, hearing, lost };
-        session.query("set statement_timeout = '10s'").await?;
+        if channels.database.is_pooled(&session.client).await? {
+            bail!(
+                "a transaction pooler is in the way, behind which nothing is heard; give the gateway an address that leads to the server itself"
+            );
+        }
+        channels.database.settle(&session.client, Purpose::Listener).await?;
         Ok(session)
     }
 
@@ -675,7 +677,7 @@ mod tests {
 
     #[test]
     fn what_everybody_took_is_not_kept_and_what_somebody_did_not_take_is_bounded() {
-        let channels = Channels::new(&tokio_postgres::Config::new());
+        let channels = Channels::new(&Database::new(&tokio_postgres::Config::new()));
         let (mut quick, mut frozen) = (listened(&channels, "c"), channels.sit_down("c"));
         let kept = || channels.bytes.load(Ordering::Relaxed);
 
@@ -699,7 +701,7 @@ mod tests {
 
     #[test]
     fn all_channels_together_are_bounded_too_and_those_that_keep_little_keep_it() {
-        let channels = Channels::new(&tokio_postgres::Config::new());
+        let channels = Channels::new(&Database::new(&tokio_postgres::Config::new()));
         let mut small = listened(&channels, "small");
         channels.publish("small", "x");
         let payload = "x".repeat(7999);
@@ -720,7 +722,7 @@ mod tests {
 
     #[test]
     fn who_leaves_takes_with_it_what_waited_for_it_alone() {
-        let channels = Channels::new(&tokio_postgres::Config::new());
+        let channels = Channels::new(&Database::new(&tokio_postgres::Config::new()));
         let (mut stays, leaves) = (listened(&channels, "c"), channels.sit_down("c"));
         channels.publish("c", "x");
         assert_eq!(taken(&mut stays), 1);

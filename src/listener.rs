@@ -11,10 +11,11 @@ use anyhow::{Context, Result, bail};
 use futures_util::future::poll_fn;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::timeout;
-use tokio_postgres::{AsyncMessage, Client, NoTls, SimpleQueryMessage};
+use tokio_postgres::{AsyncMessage, Client};
 
-use crate::config::{BELL_PATIENCE, CONNECT_PATIENCE, LINK_CHECK_PATIENCE, LINK_PATIENCE};
-use crate::log::{Word, told, within};
+use crate::config::{BELL_PATIENCE, LINK_CHECK_PATIENCE, LINK_PATIENCE};
+use crate::log::Word;
+use crate::session::{Connection, Database, Purpose, first, told, within};
 
 /// The channel of the doorbell. Whatever the payload: look.
 pub const CHANNEL: &str = "switchboard";
@@ -35,6 +36,8 @@ pub struct Listener {
     heard: Arc<Heard>,
     lost: oneshot::Receiver<String>,
     own_channel: String,
+    /// Whether a transaction pooler is in the way: nobody's session is their own.
+    pub pooled: bool,
     /// Whether notifications arrive at all: not so behind a transaction pooler.
     pub hears: bool,
     /// Whether writers ring: not so where two-phase commit is enabled.
@@ -79,49 +82,50 @@ pub enum Deposed {
 impl Listener {
     /// Connects, listens, and finds out whether it can hear. Once this returns, no commit goes by without a ring or a lost session
     /// (where writers ring and notifications arrive).
-    pub async fn connect(config: &tokio_postgres::Config) -> Result<Listener> {
-        let connecting = timeout(2 * CONNECT_PATIENCE, config.connect(NoTls));
-        let (client, mut connection) = connecting.await.context("PostgreSQL does not answer")?.map_err(told)?;
+    pub async fn connect(database: &Database) -> Result<Listener> {
         let own_channel = format!("{CHANNEL}_{:016x}", fastrand::u64(..));
         let heard = Arc::new(Heard::default());
         let (lose, lost) = oneshot::channel();
         let ears = (heard.clone(), own_channel.clone());
         // The ready-made future of the connection would discard notifications. Ends with the connection.
-        tokio::spawn(async move {
-            let (heard, own_channel) = ears;
-            let why = loop {
-                match poll_fn(|context| connection.poll_message(context)).await {
-                    Some(Ok(AsyncMessage::Notification(bell))) => {
-                        heard.note(bell.channel(), bell.payload(), &own_channel)
+        let drive = |mut connection: Connection| {
+            tokio::spawn(async move {
+                let (heard, own_channel) = ears;
+                let why = loop {
+                    match poll_fn(|context| connection.poll_message(context)).await {
+                        Some(Ok(AsyncMessage::Notification(bell))) => {
+                            heard.note(bell.channel(), bell.payload(), &own_channel)
+                        }
+                        Some(Ok(_)) => {}
+                        Some(Err(error)) => break told(error).to_string(),
+                        None => break "the connection was closed".to_owned(),
                     }
-                    Some(Ok(_)) => {}
-                    Some(Err(error)) => break told(error).to_string(),
-                    None => break "the connection was closed".to_owned(),
-                }
-            };
-            // Nobody waits any more where the listener itself is gone.
-            let _ = lose.send(why);
-        });
-        let mut listener = Listener { client: Arc::new(client), heard, lost, own_channel, hears: false, rings: false };
-        listener.begin().await?;
+                };
+                // Nobody waits any more where the listener itself is gone.
+                let _ = lose.send(why);
+            })
+        };
+        let (client, _) = database.connect(Purpose::Listener, drive).await?;
+        let client = Arc::new(client);
+        let mut listener = Listener { client, heard, lost, own_channel, pooled: false, hears: false, rings: false };
+        listener.begin(database).await?;
         Ok(listener)
     }
 
-    async fn begin(&mut self) -> Result<()> {
+    async fn begin(&mut self, database: &Database) -> Result<()> {
+        self.rings = self.scalar("select current_setting('max_prepared_transactions')").await? == "0";
+        self.pooled = database.is_pooled(&self.client).await?;
+        if self.pooled {
+            // The session is somebody else's, too: nothing of ours may stay in it, neither what it listens to nor a lock nor a setting.
+            return Ok(());
+        }
+        database.settle(&self.client, Purpose::Listener).await?;
         let own = &self.own_channel;
         self.query(&format!("listen {CHANNEL}; listen {own}")).await?;
-        self.rings = self.scalar("select current_setting('max_prepared_transactions')").await? == "0";
         self.hears = self.link().ring().await.is_ok();
         if !self.hears {
-            // The session is somebody else's, too: nothing of ours may stay on it.
             return self.query(&format!("unlisten {CHANNEL}; unlisten {own}")).await;
         }
-        // Should this gateway vanish, the server is to find out soon: the session's locks say that it sleeps, or leads.
-        self.query(
-            "set tcp_keepalives_idle = 10; set tcp_keepalives_interval = 5; set tcp_keepalives_count = 3;
-             set tcp_user_timeout = 10000; set statement_timeout = '10s'",
-        )
-        .await?;
         self.query(&format!("select pg_advisory_lock_shared({LOCKS}, {LOCK_PRESENT}); notify {CHANNEL}")).await
     }
 
@@ -255,14 +259,6 @@ impl Link {
         within(LINK_PATIENCE, self.client.batch_execute(&format!("notify {}", self.own_channel))).await?;
         timeout(BELL_PATIENCE, self.heard.own.notified()).await.context("a doorbell of our own did not come back")
     }
-}
-
-/// The first value of an answer.
-fn first(messages: &[SimpleQueryMessage]) -> Option<&str> {
-    messages.iter().find_map(|message| match message {
-        SimpleQueryMessage::Row(row) => row.get(0),
-        _ => None,
-    })
 }
 
 /// What `pg_locks` says of those who hold one of our locks in this database.

@@ -6,16 +6,15 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail};
-use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod};
+use deadpool_postgres::{Object, Pool, PoolError};
 use serde_json::value::RawValue;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{NoTls, Row};
 
 use crate::change::{Change, Cursor, Epoch, Op, Part, Place, Position, Table, TableName, without};
 use crate::config::{
@@ -24,12 +23,14 @@ use crate::config::{
 };
 
 use crate::filter::{self, Column, Question};
+use crate::session::{Database, Purpose, told, within};
 use crate::table::{Tables, Watched};
 
 /// A way to the log of one database.
 #[derive(Clone)]
 pub struct Log {
     pool: Pool,
+    database: Database,
     tables: Arc<Mutex<LastSeen>>,
     /// Held while tables are looked up for those who can share that.
     looking_up: Arc<tokio::sync::Mutex<()>>,
@@ -168,6 +169,9 @@ pub enum Refused {
     Failed(anyhow::Error),
 }
 
+/// Begins a transaction like those that a single statement is, whatever the session's settings say.
+const BEGIN: &str = "begin isolation level read committed read write";
+
 /// The settings that capture pins, for a transaction: a value then reads as it does in a change.
 pub const AS_CAPTURED: &str = "set local \"TimeZone\" = 'UTC'; set local \"DateStyle\" = 'ISO, MDY';
     set local \"IntervalStyle\" = 'postgres'; set local bytea_output = 'hex'; set local extra_float_digits = 1;
@@ -186,18 +190,10 @@ pub struct Numbered {
 
 impl Log {
     /// A log over at most `connections_max` connections, opened as they are needed.
-    pub fn new(database: &tokio_postgres::Config, connections_max: usize) -> Log {
-        let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-        let manager = Manager::from_config(database.clone(), NoTls, recycling);
-        let pool = Pool::builder(manager)
-            .max_size(connections_max)
-            .runtime(deadpool_postgres::Runtime::Tokio1)
-            .create_timeout(Some(LINK_PATIENCE))
-            .recycle_timeout(Some(LINK_PATIENCE))
-            .build()
-            .expect("a pool with a runtime takes time-outs");
+    pub fn new(database: &Database, connections_max: usize) -> Log {
         Log {
-            pool,
+            pool: database.pool(Purpose::Gateway, connections_max, LINK_PATIENCE),
+            database: database.clone(),
             tables: Arc::default(),
             looking_up: Arc::default(),
             oldest: Arc::default(),
@@ -207,9 +203,19 @@ impl Log {
     }
 
     /// The same log over connections of its own; what is known of it is shared.
-    pub fn with_connections(&self, database: &tokio_postgres::Config, connections_max: usize) -> Log {
-        let Log { pool, .. } = Log::new(database, connections_max);
+    pub fn with_connections(&self, connections_max: usize) -> Log {
+        let pool = self.database.pool(Purpose::Gateway, connections_max, LINK_PATIENCE);
         Log { pool, ..self.clone() }
+    }
+
+    /// The database that it is the log of.
+    pub fn database(&self) -> &Database {
+        &self.database
+    }
+
+    /// Statements with which a transaction begins: the settings that it depends on, if its session has not got them.
+    pub fn locals(&self) -> String {
+        self.database.locals(Purpose::Gateway)
     }
 
     /// A connection from the pool, waiting for one that is free.
@@ -235,10 +241,22 @@ impl Log {
     }
 
     async fn query(&self, sql: &str, values: &[(&(dyn ToSql + Sync), Type)]) -> Result<Vec<Row>> {
+        self.alone(async |connection| connection.within(connection.query_typed(sql, values)).await).await
+    }
+
+    /// Does something over a connection of its own. Its session has the settings that this depends on, or its transaction gets them.
+    async fn alone<T>(&self, work: impl AsyncFnOnce(&Borrowed) -> Result<T>) -> Result<T> {
         let connection = self.connection().await?;
-        let rows = connection.within(connection.query_typed(sql, values)).await?;
+        let locals = self.locals();
+        if !locals.is_empty() {
+            connection.within(connection.batch_execute(&format!("{BEGIN}; {locals}"))).await?;
+        }
+        let done = work(&connection).await?;
+        if !locals.is_empty() {
+            connection.within(connection.batch_execute("commit")).await?;
+        }
         connection.give_back();
-        Ok(rows)
+        Ok(done)
     }
 
     async fn query_one(&self, sql: &str, values: &[(&(dyn ToSql + Sync), Type)]) -> Result<Row> {
@@ -254,10 +272,7 @@ impl Log {
 
     /// Where the log begins and ends, and what it knows of the position `asked`.
     pub async fn look(&self, asked: Position) -> Result<Extent> {
-        let connection = self.connection().await?;
-        let extent = self.look_on(&connection, asked).await?;
-        connection.give_back();
-        Ok(extent)
+        self.alone(async |connection| self.look_on(connection, asked).await).await
     }
 
     /// The same as a transaction sees it.
@@ -288,10 +303,13 @@ impl Log {
     ///
     /// One message, so that the lock never waits for this side of the wire.
     pub async fn number(&self) -> Result<Numbered> {
-        let sql = "set transaction isolation level repeatable read; lock table switchboard.numbering in exclusive mode;
-                   select head, head_nonce, numbered from switchboard.number()";
+        let sql = format!(
+            "begin isolation level repeatable read read write; {}lock table switchboard.numbering in exclusive mode;
+             select head, head_nonce, numbered from switchboard.number(); commit",
+            self.locals()
+        );
         let connection = self.connection().await?;
-        let messages = connection.within(connection.simple_query(sql)).await?;
+        let messages = connection.within(connection.simple_query(&sql)).await?;
         connection.give_back();
         let row = messages.iter().find_map(|message| match message {
             tokio_postgres::SimpleQueryMessage::Row(row) => Some(row),
@@ -343,11 +361,11 @@ impl Log {
                 (&size.bytes_max, Type::INT8),
                 (&careful, Type::BOOL),
             ];
-            let connection = self.connection().await?;
-            let asking = connection.query_typed(sql, values);
-            let rows = connection.within(async { Ok(asking.await) }).await?;
-            connection.give_back();
-            anyhow::Ok(rows)
+            let asking = async |connection: &Borrowed| {
+                let rows = connection.query_typed(sql, values);
+                connection.within(async { Ok(rows.await) }).await
+            };
+            self.alone(asking).await
         };
         let rows = match page(false).await? {
             // One row that cannot be read must not stop the others.
@@ -517,7 +535,7 @@ impl Log {
         let connection = self.connection().await.map_err(Refused::Failed)?;
         let params = question.params.iter().map(|text| (text as &(dyn ToSql + Sync), Type::TEXT)).collect::<Vec<_>>();
         let asking = async {
-            connection.batch_execute(&format!("begin read only; {AS_CAPTURED}")).await?;
+            connection.batch_execute(&format!("begin read only; {}{AS_CAPTURED}", self.locals())).await?;
             let rows = connection.query_typed(&question.sql, &params).await?;
             connection.batch_execute("commit").await?;
             Ok::<_, tokio_postgres::Error>(rows)
@@ -584,29 +602,6 @@ fn is_of_a_row(code: &SqlState) -> bool {
 /// Whether an error is one of what was asked (data exceptions, and what a cast may raise), not of the connection or the server.
 fn is_of_the_literal(code: &SqlState) -> bool {
     ["22", "42", "0A"].iter().any(|class| code.code().starts_with(class))
-}
-
-/// Waits for a statement no longer than its patience.
-pub async fn within<T>(patience: Duration, work: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T> {
-    let done = timeout(patience, work).await;
-    done.with_context(|| format!("PostgreSQL did not answer within {} s", patience.as_secs()))?.map_err(told)
-}
-
-/// What PostgreSQL said, with its hint, in one line.
-pub fn told(error: tokio_postgres::Error) -> anyhow::Error {
-    let Some(said) = error.as_db_error() else {
-        let source = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
-        return anyhow!("{error}{source}");
-    };
-    let hint = said.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
-    let remedy = match said.code().code() {
-        "55P03" => "; it was in use: try again when no long transaction holds it",
-        "42501" => "; use a role that may",
-        "42P01" | "3F000" if !said.message().contains("switchboard") => "; name it as SQL does, with its schema",
-        "3F000" | "42P01" | "42883" if said.message().contains("switchboard") => "; run \"switchboard check\"",
-        _ => "",
-    };
-    anyhow!("{}{hint}{remedy}", said.message())
 }
 
 /// A connection from the pool that is closed rather than handed to the next one, unless it was given back: dropped half-way through

@@ -5,12 +5,10 @@
 
 use std::future::ready;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::anyhow;
-use deadpool_postgres::{Manager, ManagerConfig, Pool, PoolError, RecyclingMethod};
+use deadpool_postgres::{Pool, PoolError};
 use tokio::time::timeout;
-use tokio_postgres::NoTls;
 use tokio_postgres::error::SqlState;
 use warp::http::{HeaderMap, Method, StatusCode, header};
 use warp::reply::{Reply, Response};
@@ -18,7 +16,7 @@ use warp::{Filter, Rejection};
 
 use crate::answers::{admit, error, for_all_origins, with_header};
 use crate::config::{CONNECT_PATIENCE, Config, Origins, REQUEST_PATIENCE};
-use crate::log::told;
+use crate::session::{Database, Purpose, told};
 
 /// Values come from a database and can be hostile: nothing runs that is not a file of ours, and nothing but the gateway is spoken to.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; \
@@ -30,8 +28,6 @@ const MARKS: (&str, &str) = (r#"data-dev="no""#, r#"data-dev="yes""#);
 const FLIP: &str = "update public.switch set status = not status where id = $1::bigint";
 /// How many connections flip switches.
 const FLIP_CONNECTIONS_MAX: usize = 2;
-/// How long somebody else's transaction may hold a row before a click is given up.
-const ROW_PATIENCE: Duration = Duration::from_secs(5);
 
 /// `/`, `/page.css` and `/page.js`.
 pub fn files(dev: bool) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone {
@@ -85,15 +81,8 @@ struct Flipper {
 
 impl Flipper {
     fn new(config: &Config) -> Flipper {
-        let mut database = config.database.clone();
-        database.options(format!("-c lock_timeout={}", ROW_PATIENCE.as_millis()));
-        let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-        let pool = Pool::builder(Manager::from_config(database, NoTls, recycling))
-            .max_size(FLIP_CONNECTIONS_MAX)
-            .runtime(deadpool_postgres::Runtime::Tokio1)
-            .create_timeout(Some(CONNECT_PATIENCE))
-            .build()
-            .expect("a pool with a runtime takes time-outs");
+        let database = Database::new(&config.database);
+        let pool = database.pool(Purpose::Page, FLIP_CONNECTIONS_MAX, CONNECT_PATIENCE);
         Flipper { pool, origins: config.origins.clone() }
     }
 

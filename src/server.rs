@@ -77,7 +77,7 @@ impl Connection {
 pub async fn serve(socket: TcpListener, shared: Arc<Shared>) {
     let stop = shared.stop.clone();
     let deadline = shared.config.stop_timeout;
-    let channels = Channels::new(&shared.config.database);
+    let channels = Channels::new(shared.log.database());
     // Runs for ever, and holds nothing that has to be ended in order.
     let _listening = AbortOnDropHandle::new(tokio::spawn(channels.clone().run()));
     let server = Arc::new(Server { shared, subscribers: TaskTracker::new(), channels });

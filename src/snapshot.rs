@@ -21,10 +21,11 @@ use tokio_postgres::types::Type;
 
 use crate::change::{Cursor, Epoch, Part, Position, Table};
 use crate::config::{SNAPSHOT_PIECE_BYTES_MAX, SNAPSHOT_SHARED_FOR};
-use crate::log::{AS_CAPTURED, Borrowed, Log, Numbered, Visible, Word, told};
+use crate::log::{AS_CAPTURED, Borrowed, Log, Numbered, Visible, Word};
 use crate::names::quoted;
 use crate::protocol::RowsFrame;
 use crate::selection::{Pick, Selection};
+use crate::session::told;
 
 /// How many bytes of a snapshot stay in memory; the rest lies on disk.
 const MEMORY_BYTES_MAX: u64 = 1 << 20;

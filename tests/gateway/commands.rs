@@ -402,18 +402,6 @@ async fn check_finds_a_trigger_that_is_off_or_gone_and_watch_mends_it() {
 }
 
 #[tokio::test]
-async fn check_finds_that_a_gateway_would_read_in_serializable_transactions() {
-    let db = Database::with_switch().await;
-    let name: String = db.value("select current_database()::text").await;
-    db.run(&[&format!("alter database {name} set default_transaction_isolation = 'serializable'")]).await;
-
-    let ran = switchboard(&db, &["check"]).await;
-
-    assert_eq!(ran.code, Some(1), "{}", ran.out);
-    assert!(ran.out.contains("set default_transaction_isolation = 'read committed'"), "{}", ran.out);
-}
-
-#[tokio::test]
 async fn check_says_how_large_the_log_is_and_notes_that_nobody_trims_it() {
     let db = Database::with_switch().await;
     db.run(&["insert into switch (name) values ('a')", "insert into switch (name) values ('b')"]).await;

@@ -233,7 +233,7 @@ async fn a_log_that_goes_on_from_another_commit_is_read_by_nobody() {
     let lost: Cursor = client.cursor.as_deref().unwrap().parse().unwrap();
     gateway.stop().await;
     // One connection of its own, as if the feed had not noticed yet that the server is another.
-    let log = Log::new(&db.config(), 1);
+    let log = Log::new(&switchboard::session::Database::new(&db.config()), 1);
     let read = async |known: Cursor| {
         log.read(known, Place::after(kept.position), lost.position, PageSize::FEED).await.unwrap()
     };

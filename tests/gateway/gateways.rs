@@ -142,7 +142,7 @@ async fn leads(address: SocketAddr) {
 }
 
 async fn listener(db: &Database) -> Listener {
-    Listener::connect(&db.config()).await.unwrap()
+    Listener::connect(&switchboard::session::Database::new(&db.config())).await.unwrap()
 }
 
 async fn flip(db: &Database, times: std::ops::Range<i32>) {

@@ -26,6 +26,7 @@ mod properties;
 mod resume;
 mod retention;
 mod selections;
+mod settings;
 mod snapshots;
 mod statements;
 mod stopping;
