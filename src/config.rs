@@ -455,6 +455,12 @@ pub const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 pub const SESSION_PATIENCE: Duration = Duration::from_secs(12);
 /// How often two sessions look for a transaction pooler between them and PostgreSQL, each of them in turn.
 pub const POOLER_ROUNDS: usize = 3;
+/// How long a command waits for a lock at a time: all who come to the table meanwhile wait behind it.
+pub const COMMAND_LOCK_TRY: Duration = Duration::from_millis(100);
+/// How long it lets them pass before it tries again.
+pub const COMMAND_LOCK_PAUSE: Duration = Duration::from_millis(400);
+/// For how long it tries.
+pub const COMMAND_LOCK_PATIENCE: Duration = Duration::from_secs(10);
 /// How long PostgreSQL may leave bytes of ours unacknowledged before the link counts as dead.
 pub const LINK_PATIENCE: Duration = Duration::from_secs(10);
 /// How long one statement of ours may take. Numbering the backlog of a day without a gateway is the longest.

@@ -1,11 +1,16 @@
 //! The commands that change a database: install, uninstall, watch, unwatch. They apply `sql/`, and say what they did.
 
-use anyhow::{Context, Result, anyhow, bail};
-use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, GenericClient};
+use std::time::Instant;
 
+use anyhow::{Context, Result, anyhow, bail};
+use tokio::time::sleep;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::Type;
+use tokio_postgres::{Client, GenericClient, IsolationLevel, Transaction};
+
+use crate::config::{COMMAND_LOCK_PATIENCE, COMMAND_LOCK_PAUSE, COMMAND_LOCK_TRY};
 use crate::names::{Typed, shell};
-use crate::session::{Database, told};
+use crate::session::{self, Database, Purpose, Told, told};
 
 /// The steps that make and change tables, in order. A released one is never edited.
 pub const STEPS: &[(i32, &str, &str)] = &[(1, "log", include_str!("../sql/schema/01_log.sql"))];
@@ -26,8 +31,6 @@ const UNINSTALL: &str = include_str!("../sql/uninstall.sql");
 /// How many steps the schema had before they were folded into one, which was never released.
 const UNRELEASED_STEPS: usize = 6;
 
-/// How long a command waits for a table that is in use; local to its transaction, since a pooler may share the session.
-const BOUNDED: &str = "set local lock_timeout = '10s'; set local client_min_messages = warning";
 /// Two installations at once would trip over each other; this advisory lock, of ours by its first number, makes the second wait.
 const LOCK_INSTALL: &str = "1937203812, 4";
 
@@ -38,12 +41,14 @@ pub async fn connect(database: &tokio_postgres::Config) -> Result<Client> {
 
 /// Creates or upgrades the schema, and says which steps that took. May be repeated.
 pub async fn install(client: &mut Client, switch: bool, gateway_role: Option<&str>) -> Result<String> {
-    let transaction = client.transaction().await?;
-    transaction
-        .batch_execute(&format!("{BOUNDED}; select pg_advisory_xact_lock({LOCK_INSTALL})"))
-        .await
-        .map_err(told)?;
-    let applied = applied(&transaction).await?;
+    let installing = async |transaction: &Transaction<'_>| try_install(transaction, switch, gateway_role).await;
+    patiently(client, Users::OfAll, installing).await
+}
+
+async fn try_install(transaction: &Transaction<'_>, switch: bool, gateway_role: Option<&str>) -> Result<String> {
+    let lock = format!("select pg_catalog.pg_advisory_xact_lock({LOCK_INSTALL})");
+    transaction.batch_execute(&lock).await.map_err(told)?;
+    let applied = applied(transaction).await?;
     if applied.len() == UNRELEASED_STEPS {
         bail!(
             "the database has the schema of a version before the first release; run \"switchboard uninstall\", then \"switchboard install\""
@@ -57,7 +62,7 @@ pub async fn install(client: &mut Client, switch: bool, gateway_role: Option<&st
         let step = async {
             transaction.batch_execute(sql).await?;
             let note = "insert into switchboard.step (number, name) values ($1, $2)";
-            transaction.execute(note, &[number, name]).await
+            transaction.execute_typed(note, &[(number, Type::INT4), (name, Type::TEXT)]).await
         };
         step.await.map_err(told).with_context(|| format!("step {number}, {name}"))?;
         steps.push(format!("{number} ({name})"));
@@ -69,12 +74,8 @@ pub async fn install(client: &mut Client, switch: bool, gateway_role: Option<&st
         true => format!("installed already, up to step {}", STEPS.len()),
         false => format!("applied step {}", steps.join(", ")),
     };
-    let strays: Vec<String> = transaction
-        .query_one("select switchboard.drop_strays()", &[])
-        .await
-        .map_err(told)
-        .context("triggers that belong to no watched table")?
-        .get(0);
+    let drop_strays = session::row(transaction, "select switchboard.drop_strays()", &[]).await;
+    let strays: Vec<String> = drop_strays.context("triggers that belong to no watched table")?.get(0);
     if !strays.is_empty() {
         said.push_str(&format!("; dropped copies of triggers on {}", strays.join(", ")));
     }
@@ -83,19 +84,18 @@ pub async fn install(client: &mut Client, switch: bool, gateway_role: Option<&st
         said.push_str("; watching public.switch");
     }
     if let Some(role) = gateway_role {
-        let allow = "select switchboard.allow_gateway(quote_ident($1)::regrole)";
-        transaction.execute(allow, &[&role]).await.map_err(told).context("the gateway's role")?;
+        let allow = "select switchboard.allow_gateway(quote_ident($1)::regrole)::text";
+        session::rows(transaction, allow, &[(&role, Type::TEXT)]).await.context("the gateway's role")?;
         said.push_str(&format!("; {role} may run a gateway"));
     }
-    transaction.commit().await.map_err(told)?;
     Ok(said)
 }
 
 /// The numbers of the steps that the database has.
 pub async fn applied(client: &impl GenericClient) -> Result<Vec<i32>> {
-    let schema =
-        "select has_schema_privilege(oid, 'usage'), current_user::text from pg_namespace where nspname = 'switchboard'";
-    match client.query_opt(schema, &[]).await.map_err(told)? {
+    let schema = "select pg_catalog.has_schema_privilege(oid, 'usage'), current_user::text
+                  from pg_catalog.pg_namespace where nspname = 'switchboard'";
+    match session::rows(client, schema, &[]).await?.pop() {
         None => return Ok(Vec::new()),
         Some(row) if !row.get::<_, bool>(0) => {
             let user: &str = row.get(1);
@@ -106,23 +106,22 @@ pub async fn applied(client: &impl GenericClient) -> Result<Vec<i32>> {
         }
         Some(_) => {}
     }
-    if !client
-        .query_one("select to_regclass('switchboard.step') is not null", &[])
-        .await
-        .map_err(told)?
-        .get::<_, bool>(0)
-    {
+    let there = "select pg_catalog.to_regclass('switchboard.step') is not null";
+    if !session::row(client, there, &[]).await?.get::<_, bool>(0) {
         return Ok(Vec::new());
     }
-    let rows = client.query("select number from switchboard.step order by number", &[]).await.map_err(told)?;
+    let rows = session::rows(client, "select number from switchboard.step order by number", &[]).await?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
 /// Removes the schema and its triggers. Returns whether there was one.
-pub async fn uninstall(client: &Client) -> Result<bool> {
-    let was = !applied(client).await?.is_empty();
-    client.batch_execute(&format!("begin; {BOUNDED}; {UNINSTALL}; commit")).await.map_err(told)?;
-    Ok(was)
+pub async fn uninstall(client: &mut Client) -> Result<bool> {
+    patiently(client, Users::OfAll, async |transaction| {
+        let was = !applied(transaction).await?.is_empty();
+        transaction.batch_execute(UNINSTALL).await.map_err(told)?;
+        Ok(was)
+    })
+    .await
 }
 
 /// Watches a table, named as SQL spells it.
@@ -132,29 +131,119 @@ pub async fn watch(client: &mut Client, table: &str) -> Result<()> {
 
 /// Stops watching a table. Returns whether it was watched.
 pub async fn unwatch(client: &mut Client, table: &str) -> Result<bool> {
-    Ok(call(client, "unwatch", table).await?.get(0))
+    Ok(call(client, "unwatch", table).await?.as_deref() == Some("true"))
 }
 
 /// Calls the function of this name, as the command of this name does.
-async fn call(client: &mut Client, function: &str, table: &str) -> Result<tokio_postgres::Row> {
-    let transaction = client.transaction().await?;
-    if applied(&transaction).await?.is_empty() {
-        bail!("the database has no schema \"switchboard\"; run \"switchboard install\" first");
+async fn call(client: &mut Client, function: &str, table: &str) -> Result<Option<String>> {
+    let sql = format!("select switchboard.{function}($1::regclass)::text");
+    patiently(client, Users::Of(table), async |transaction| {
+        if applied(transaction).await?.is_empty() {
+            bail!("the database has no schema \"switchboard\"; run \"switchboard install\" first");
+        }
+        refuse_our_own(transaction, function, table).await?;
+        Ok(session::row(transaction, &sql, &[(&table, Type::TEXT)]).await?.get(0))
+    })
+    .await
+}
+
+/// Who may hold the locks that a command needs.
+#[derive(Clone, Copy)]
+enum Users<'a> {
+    /// Whoever uses this table, named as SQL spells it, or a partition of it.
+    Of(&'a str),
+    /// Whoever uses a table of ours or one that has a trigger of ours.
+    OfAll,
+}
+
+/// Does something in a transaction of its own, whatever locks it needs: it asks for each for a moment, and tries again after a pause, since
+/// all who come to a table behind a lock that waits have to wait as well.
+async fn patiently<T>(
+    client: &mut Client,
+    users: Users<'_>,
+    work: impl AsyncFn(&Transaction<'_>) -> Result<T>,
+) -> Result<T> {
+    // Stated for the transaction, since something on the way may have kept them from the session.
+    let settings = format!(
+        "{}set local lock_timeout = {}",
+        Purpose::Command.statements("set local"),
+        COMMAND_LOCK_TRY.as_millis()
+    );
+    let began = Instant::now();
+    loop {
+        let begin = client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).read_only(false);
+        let transaction = begin.start().await.map_err(told)?;
+        transaction.batch_execute(&settings).await.map_err(told)?;
+        let error = match work(&transaction).await {
+            Ok(done) => {
+                transaction.commit().await.map_err(told)?;
+                return Ok(done);
+            }
+            Err(error) => error,
+        };
+        transaction.rollback().await.map_err(told)?;
+        let in_use = [SqlState::LOCK_NOT_AVAILABLE, SqlState::T_R_DEADLOCK_DETECTED];
+        if !Told::of(&error).is_some_and(|told| in_use.contains(&told.code)) {
+            return Err(error);
+        }
+        if began.elapsed() >= COMMAND_LOCK_PATIENCE {
+            let seconds = COMMAND_LOCK_PATIENCE.as_secs();
+            return match holder(client, users).await? {
+                Some(holder) => bail!("{holder}; tried for {seconds} s, and kept nobody waiting meanwhile"),
+                None => Err(error),
+            };
+        }
+        sleep(COMMAND_LOCK_PAUSE).await;
     }
-    transaction.batch_execute(BOUNDED).await.map_err(told)?;
-    refuse_our_own(&transaction, function, table).await?;
-    let sql = format!("select switchboard.{function}($1::text::regclass)");
-    let row = transaction.query_one(&sql, &[&table]).await.map_err(told)?;
-    transaction.commit().await.map_err(told)?;
-    Ok(row)
+}
+
+/// Who holds such a lock, if that is still so, and what to do about it. Of several, those who write and those who began first.
+async fn holder(client: &Client, users: Users<'_>) -> Result<Option<String>> {
+    let (tables, table) = match users {
+        Users::Of(table) => {
+            ("select relid from pg_catalog.pg_partition_tree($1::regclass) union select $1::regclass", table)
+        }
+        Users::OfAll => (
+            "select tgrelid from pg_catalog.pg_trigger
+             where tgfoid = pg_catalog.to_regproc('switchboard.capture') and $1 = ''
+             union select oid from pg_catalog.pg_class
+             where relnamespace = pg_catalog.to_regnamespace('switchboard') and relkind = 'r'",
+            "",
+        ),
+    };
+    let sql = format!(
+        "select held.relation::regclass::text, held.pid, session.usename::text, session.application_name, session.state,
+                pg_catalog.floor(extract(epoch from pg_catalog.clock_timestamp() - session.xact_start))::bigint
+         from pg_catalog.pg_locks as held left join pg_catalog.pg_stat_activity as session using (pid)
+         where held.locktype = 'relation' and held.granted and held.pid is distinct from pg_catalog.pg_backend_pid()
+               and held.database = (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database())
+               and held.relation in ({tables})
+         order by held.mode = 'AccessShareLock', session.xact_start limit 1"
+    );
+    let Some(row) = session::rows(client, &sql, &[(&table, Type::TEXT)]).await?.pop() else { return Ok(None) };
+    let table: &str = row.get(0);
+    let Some(pid) = row.get::<_, Option<i32>>(1) else {
+        let remedy = "commit it or roll it back (see pg_prepared_xacts), then try again";
+        return Ok(Some(format!("{table} is in use by a prepared transaction; {remedy}")));
+    };
+    let known = |index: usize| row.get::<_, Option<&str>>(index).filter(|text| !text.is_empty());
+    let mut who = Vec::new();
+    who.extend(known(2).map(|role| format!("role {role}")));
+    who.extend(known(3).map(|name| format!("{name:?}")));
+    who.extend(known(4).map(str::to_owned));
+    who.extend(row.get::<_, Option<i64>>(5).map(|seconds| format!("in a transaction for {seconds} s")));
+    Ok(Some(format!(
+        "{table} is in use by session {pid} ({}); end its transaction, for instance by select pg_terminate_backend({pid}), then try again",
+        who.join(", ")
+    )))
 }
 
 /// Looks a table up, and refuses one of Switchboard's.
 async fn refuse_our_own(client: &impl GenericClient, command: &str, table: &str) -> Result<()> {
     let sql = "select n.nspname = 'switchboard', c.relname::text from pg_catalog.pg_class as c
                join pg_catalog.pg_namespace as n on n.oid = c.relnamespace where c.oid = $1::text::regclass";
-    let found = client.query_opt(sql, &[&table]).await.map_err(|error| not_found(error, command, table))?;
-    match found {
+    let found = client.query_typed(sql, &[(&table, Type::TEXT)]).await;
+    match found.map_err(|error| not_found(error, command, table))?.first() {
         Some(row) if row.get(0) => bail!(
             "switchboard.{} is in a schema that is not yours, but Switchboard's own; {command} tables of your own",
             row.get::<_, &str>(1)

@@ -172,7 +172,7 @@ async fn database_command(command: Command, database: &tokio_postgres::Config) -
         Command::Install { switch, gateway_role, .. } => {
             println!("{}", install::install(&mut client, switch, gateway_role.as_deref()).await?);
         }
-        Command::Uninstall { .. } => match install::uninstall(&client).await? {
+        Command::Uninstall { .. } => match install::uninstall(&mut client).await? {
             true => println!("removed the schema \"switchboard\" and its triggers; your tables stay as they are"),
             false => println!("there was nothing to remove"),
         },

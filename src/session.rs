@@ -17,7 +17,8 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::tls::NoTlsStream;
-use tokio_postgres::{Client, NoTls, SimpleQueryMessage, Socket};
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, GenericClient, NoTls, Row, SimpleQueryMessage, Socket};
 
 use crate::config::{CONNECT_PATIENCE, POOLER_ROUNDS, SESSION_PATIENCE};
 
@@ -123,7 +124,7 @@ impl Purpose {
     }
 
     /// The settings as statements, for a session or for a transaction.
-    fn statements(self, set: &str) -> String {
+    pub fn statements(self, set: &str) -> String {
         // A list of values is not one value.
         let value = |name, value: &str| match name {
             "search_path" => value.to_owned(),
@@ -337,6 +338,16 @@ fn refuses_options(error: &tokio_postgres::Error) -> bool {
     ];
     let words = ["startup parameter", "startup option", "options"];
     codes.contains(said.code()) || words.iter().any(|words| said.message().contains(words))
+}
+
+/// The rows that a statement without a name gives: named ones are of no use behind a pooler, where another session may have to find them.
+pub async fn rows(client: &impl GenericClient, sql: &str, values: &[(&(dyn ToSql + Sync), Type)]) -> Result<Vec<Row>> {
+    client.query_typed(sql, values).await.map_err(told)
+}
+
+/// The first of them.
+pub async fn row(client: &impl GenericClient, sql: &str, values: &[(&(dyn ToSql + Sync), Type)]) -> Result<Row> {
+    rows(client, sql, values).await?.into_iter().next().with_context(|| format!("no row came back from: {sql}"))
 }
 
 /// Waits for a statement no longer than its patience.

@@ -200,7 +200,7 @@ async fn a_publication_of_all_tables_hinders_neither_the_log_nor_anybody() {
         assert_eq!(client.next_of("reset", &["status", "position"]).await["reason"], "epoch");
         assert_eq!(client.snapshot().await.0.len(), 2);
         gateway.stop().await;
-        assert!(install::uninstall(&db.session().await).await.unwrap());
+        assert!(install::uninstall(&mut db.session().await).await.unwrap());
     }
 }
 
@@ -317,7 +317,7 @@ async fn a_dump_is_restored_where_the_gateways_role_does_not_exist() {
         assert!(!findings(&copy).await.iter().any(|finding| finding.starts_with("WRONG")));
         copy.run(&["create table later (id int primary key)"]).await;
         copy.watch("later").await;
-        install::uninstall(&copy.session().await).await.unwrap();
+        install::uninstall(&mut copy.session().await).await.unwrap();
     }
 }
 
@@ -334,7 +334,7 @@ async fn a_role_that_is_gone_hinders_nobody() {
     db.run(&["select switchboard.unwatch('later')"]).await;
 
     works(&db).await;
-    install::uninstall(&db.session().await).await.unwrap();
+    install::uninstall(&mut db.session().await).await.unwrap();
 }
 
 #[tokio::test]

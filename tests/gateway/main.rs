@@ -18,6 +18,7 @@ mod gateways;
 mod harness;
 mod hostile;
 mod listen;
+mod locks;
 mod oracles;
 mod order;
 mod page;

@@ -183,7 +183,7 @@ async fn a_log_that_is_replaced_under_the_gateway_is_noticed() {
     next_numbers(&mut client, 5).await;
 
     let mut session = db.session().await;
-    switchboard::install::uninstall(&session).await.unwrap();
+    switchboard::install::uninstall(&mut session).await.unwrap();
     switchboard::install::install(&mut session, false, None).await.unwrap();
     db.watch("number").await;
 
