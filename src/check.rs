@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use anyhow::Result;
 use tokio_postgres::Client;
+use tokio_postgres::types::Type;
 
 use crate::config::{KEPT_BY_DEFAULT, Kept};
 use crate::install::{self, STEPS};
 use crate::listener::Listener;
 use crate::names::shell;
-use crate::session::{Database, told};
+use crate::session::{self, Database};
 
 /// The oldest PostgreSQL that has what the log is made of (`xid8`, `pg_snapshot`), as `server_version_num`.
 const VERSION_LEAST: i32 = 130_000;
@@ -63,7 +64,8 @@ fn wrong(what: impl Into<String>, remedy: impl Into<String>) -> Finding {
 
 /// Looks at everything that can be looked at; stops where the rest would make no sense.
 pub async fn check(database: &tokio_postgres::Config) -> Vec<Finding> {
-    let client = match install::connect(database).await {
+    let database = Database::new(database);
+    let client = match database.connect_for_command().await {
         Ok(client) => client,
         Err(error) => {
             let remedy = "check the address, the password and that the server runs and accepts connections from here";
@@ -71,18 +73,18 @@ pub async fn check(database: &tokio_postgres::Config) -> Vec<Finding> {
         }
     };
     let mut findings = Vec::new();
-    if let Err(error) = look(&client, database, &mut findings).await {
+    if let Err(error) = look(&client, &database, &mut findings).await {
         findings.push(wrong(format!("could not look further: {error:#}"), "mend the above first, then check again"));
     }
     findings
 }
 
-async fn look(client: &Client, database: &tokio_postgres::Config, findings: &mut Vec<Finding>) -> Result<()> {
+async fn look(client: &Client, database: &Database, findings: &mut Vec<Finding>) -> Result<()> {
     let server =
         "select current_setting('server_version_num')::integer, current_setting('server_version'), current_user::text,
                   current_database()::text, pg_is_in_recovery(), current_setting('session_replication_role'),
                   getdatabaseencoding()::text";
-    let server = client.query_one(server, &[]).await.map_err(told)?;
+    let server = session::row(client, server, &[]).await?;
     let (version, name): (i32, &str) = (server.get(0), server.get(1));
     let (user, database_name): (&str, &str) = (server.get(2), server.get(3));
     if version < VERSION_LEAST {
@@ -147,7 +149,7 @@ async fn look_at_rights(client: &Client, user: &str, findings: &mut Vec<Finding>
                   and bool_and(has_function_privilege(oid, 'execute'))
                from pg_proc where pronamespace = 'switchboard'::regnamespace
                               and proname = any (switchboard.called_by_gateways())";
-    let may: Option<bool> = client.query_one(sql, &[]).await.map_err(told)?.get(0);
+    let may: Option<bool> = session::row(client, sql, &[]).await?.get(0);
     findings.push(match may {
         Some(true) => good(format!("{user} may run a gateway")),
         _ => wrong(
@@ -158,16 +160,20 @@ async fn look_at_rights(client: &Client, user: &str, findings: &mut Vec<Finding>
     Ok(())
 }
 
-async fn look_at_doorbell(database: &tokio_postgres::Config, findings: &mut Vec<Finding>) {
-    match Listener::connect(&Database::new(database)).await {
+async fn look_at_doorbell(database: &Database, findings: &mut Vec<Finding>) {
+    match Listener::connect(database).await {
         Err(error) => {
             findings.push(wrong(format!("cannot listen: {error:#}"), "allow one more connection for this role"))
         }
         Ok(listener) => {
             findings.push(match listener.hears {
                 true => good("the doorbell is heard"),
+                false if listener.pooled => note(
+                    "a transaction pooler is in the way: it shares sessions among its clients, so nobody can listen in one",
+                    "gateways poll (--poll-ms), and /listen does not work; give them an address that leads to the server itself to be faster",
+                ),
                 false => note(
-                    "notifications do not arrive: a transaction pooler is in the way",
+                    "notifications do not arrive",
                     "gateways poll (--poll-ms); give them an address that leads to the server itself to be faster",
                 ),
             });
@@ -185,15 +191,15 @@ async fn look_at_tables(client: &Client, findings: &mut Vec<Finding>) -> Result<
     let sql = "select format('%I.%I', schema_name, table_name), active, class.oid is not null,
                       switchboard.captures(relation, watched.id),
                       coalesce(has_table_privilege(class.oid, 'select'), false), key_columns is not null,
-                      pg_get_userbyid(class.relowner), pg_get_userbyid(capture.proowner),
+                      pg_get_userbyid(class.relowner)::text, pg_get_userbyid(capture.proowner)::text,
                       coalesce(pg_has_role(class.relowner, capture.proowner, 'usage'), true)
                from switchboard.watched left join pg_class as class on class.oid = relation
                cross join (select proowner from pg_proc where oid = 'switchboard.capture'::regproc) as capture order by 1";
-    let rows = match client.query(sql, &[]).await {
+    let rows = match session::rows(client, sql, &[]).await {
         Ok(rows) => rows,
         Err(error) => {
             let remedy = "only the owner of the schema sees which; check as that role too";
-            findings.push(note(format!("watched tables: {}", told(error)), remedy));
+            findings.push(note(format!("watched tables: {error:#}"), remedy));
             return Ok(());
         }
     };
@@ -239,7 +245,7 @@ async fn look_at_strays(client: &Client, findings: &mut Vec<Finding>) -> Result<
     // Only the owner of the schema sees the books.
     let sql = "select distinct format('%I.%I', n.nspname, c.relname) from switchboard.strays() as stray
                join pg_class as c on c.oid = stray.relation join pg_namespace as n on n.oid = c.relnamespace order by 1";
-    let Ok(rows) = client.query(sql, &[]).await else { return Ok(()) };
+    let Ok(rows) = session::rows(client, sql, &[]).await else { return Ok(()) };
     findings.extend(rows.iter().map(|row| {
         let table: &str = row.get(0);
         note(
@@ -256,7 +262,7 @@ async fn look_at_strays(client: &Client, findings: &mut Vec<Finding>) -> Result<
 /// Subscribers of logical replication that copy our schema get a log that means nothing there.
 async fn look_at_publications(client: &Client, findings: &mut Vec<Finding>) -> Result<()> {
     let sql = "select distinct pubname::text from pg_publication_tables where schemaname = 'switchboard' order by 1";
-    let rows = client.query(sql, &[]).await.map_err(told)?;
+    let rows = session::rows(client, sql, &[]).await?;
     findings.extend(rows.iter().map(|row| {
         let publication: &str = row.get(0);
         note(
@@ -275,7 +281,7 @@ async fn look_at_log(client: &Client, findings: &mut Vec<Finding>) -> Result<()>
                       (select coalesce(sum(n_dead_tup), 0)::bigint from pg_stat_all_tables
                        where schemaname = 'switchboard' and relname = any ($1))
                from switchboard.look(0, null, 0) as look";
-    let Ok(log) = client.query_one(sql, &[&LOG_TABLES]).await else { return Ok(()) };
+    let Ok(log) = session::row(client, sql, &[(&LOG_TABLES, Type::TEXT_ARRAY)]).await else { return Ok(()) };
     let (epoch, oldest, head): (Option<&str>, Option<i64>, Option<i64>) = (log.get(0), log.get(1), log.get(2));
     if let (Some(epoch), Some(oldest), Some(head)) = (epoch, oldest, head) {
         let (bytes, disk_bytes, dead): (i64, i64, i64) = (log.get(3), log.get(5), log.get(6));
@@ -302,7 +308,7 @@ async fn look_at_log(client: &Client, findings: &mut Vec<Finding>) -> Result<()>
                    from (select at from switchboard.mark
                          where xid >= (select pg_snapshot_xmax(snapshot) from switchboard.commit order by position desc limit 1)
                          limit 100000) as waiting";
-    if let Ok(row) = client.query_one(waiting, &[]).await {
+    if let Ok(row) = session::row(client, waiting, &[]).await {
         let (count, age): (i64, f64) = (row.get(0), row.get(1));
         if count > 0 && age > 5.0 {
             findings.push(note(

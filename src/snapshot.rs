@@ -314,8 +314,10 @@ impl Snapshots {
     /// as a deadlock.
     async fn begin(&self, picks: &[Pick]) -> Result<Borrowed> {
         // The settings that capture pins, so that a value reads the same in a row and in a change.
-        let begin =
-            format!("begin isolation level repeatable read read only; {AS_CAPTURED}; set local row_security = off");
+        let begin = format!(
+            "begin isolation level repeatable read read only; {}{AS_CAPTURED}; set local row_security = off",
+            self.readers.locals()
+        );
         let locks: Vec<String> = picks
             .iter()
             .map(|pick| format!("lock table {} in access share mode nowait", source(&pick.watched.table)))

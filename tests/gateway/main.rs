@@ -23,6 +23,7 @@ mod oracles;
 mod order;
 mod page;
 mod plain;
+mod poolers;
 mod properties;
 mod resume;
 mod retention;

@@ -4,6 +4,7 @@ mod client;
 mod database;
 pub mod documents;
 mod mirror;
+mod pooler;
 pub mod raw;
 mod schema;
 
@@ -19,6 +20,7 @@ pub use crate::drill::proxy::{Mode, Proxy};
 pub use client::{Client, get};
 pub use database::{Database, Server, connect};
 pub use mirror::{Held, Mirror};
+pub use pooler::Pooler;
 
 /// How long any test waits for any fact.
 pub const PATIENCE: Duration = Duration::from_secs(30);
