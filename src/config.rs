@@ -219,6 +219,8 @@ pub struct Config {
     pub snapshot_bytes_max: u64,
     /// How many bytes all snapshots together may take on disk.
     pub snapshots_bytes_max: u64,
+    /// How long the rows of one snapshot may be read.
+    pub snapshot_patience: Duration,
     /// How many database connections catching-up subscribers share.
     pub readers_max: usize,
     /// What the log keeps.
@@ -421,6 +423,7 @@ impl GatewayArgs {
             history_bytes_max: mistakes.number("history-bytes-max", &self.history_bytes_max, 1 << 20, usize::MAX),
             snapshot_bytes_max: mistakes.number("snapshot-bytes-max", &self.snapshot_bytes_max, 1 << 20, u64::MAX),
             snapshots_bytes_max: mistakes.number("snapshots-bytes-max", &self.snapshots_bytes_max, 1 << 20, u64::MAX),
+            snapshot_patience: SNAPSHOT_PATIENCE,
             readers_max: mistakes.number("readers-max", &self.readers_max, 1, 100),
             retain: Kept {
                 age: Duration::from_secs(mistakes.number("retain-seconds", &self.retain_seconds, 1, u32::MAX.into())),
@@ -511,6 +514,10 @@ pub const CLOSING_MAX: usize = 256;
 pub const MESSAGE_BYTES_MAX: usize = 64 << 10;
 /// How many bytes of answers (pongs) may wait for a client that does not read them.
 pub const ANSWER_BYTES_MAX: usize = 256 << 10;
+/// How long the rows of one snapshot may be read: for so long autovacuum cannot remove what died meanwhile.
+pub const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(30 * 60);
+/// How often a reading looks whether somebody waits for the tables that it has locked. Less than a command's [`COMMAND_LOCK_TRY`].
+pub const SNAPSHOT_WAITERS_EVERY: Duration = Duration::from_millis(50);
 /// How long a finished snapshot serves others who ask for the same.
 pub const SNAPSHOT_SHARED_FOR: Duration = Duration::from_secs(1);
 /// What the log keeps by default.

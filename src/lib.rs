@@ -93,7 +93,7 @@ pub async fn run(config: Config, socket: TcpListener, stop: impl Future<Output =
     let readers = feed_log.with_connections(config.readers_max);
     let feed = Feed::new(config.clone(), feed_log.clone(), hub.clone(), metrics.clone());
     let store = Store::new(config.snapshot_bytes_max, config.snapshots_bytes_max);
-    let snapshots = Arc::new(Snapshots::new(readers.clone(), feed_log, feed.nudge(), store));
+    let snapshots = Arc::new(Snapshots::new(readers.clone(), feed_log, feed.nudge(), store, config.snapshot_patience));
     let heartbeat = config.heartbeat;
     let shared = Arc::new(Shared::new(config, hub.clone(), readers, snapshots, metrics));
 

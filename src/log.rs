@@ -263,6 +263,11 @@ impl Log {
         self.query(sql, values).await?.pop().with_context(|| format!("no row came back from: {sql}"))
     }
 
+    /// The answer to a question that is yes or no.
+    pub async fn ask(&self, sql: &str, values: &[(&(dyn ToSql + Sync), Type)]) -> Result<bool> {
+        Ok(self.query_one(sql, values).await?.try_get(0)?)
+    }
+
     /// Begins a new epoch where the log cannot go on (a restored dump, another cluster); returns the reason then.
     pub async fn open(&self) -> Result<Option<String>> {
         // A server that took over may not have the last of what retention did.

@@ -15,12 +15,13 @@ use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use tokio::sync::{Notify, watch};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
+use tokio_postgres::NoTls;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 
 use crate::change::{Cursor, Epoch, Part, Position, Table};
-use crate::config::{SNAPSHOT_PIECE_BYTES_MAX, SNAPSHOT_SHARED_FOR};
+use crate::config::{LINK_PATIENCE, SNAPSHOT_PIECE_BYTES_MAX, SNAPSHOT_SHARED_FOR, SNAPSHOT_WAITERS_EVERY};
 use crate::log::{AS_CAPTURED, Borrowed, Log, Numbered, Visible, Word};
 use crate::names::quoted;
 use crate::protocol::RowsFrame;
@@ -41,6 +42,10 @@ pub struct Snapshots {
     readers: Log,
     /// Numbers while all readers may be busy with rows.
     numbering: Log,
+    /// Looks whether somebody waits for what is being read.
+    lookout: Log,
+    /// How long a reading may take.
+    reading_patience: Duration,
     /// Wakes the feed, which is to bring what was numbered here.
     nudge: Arc<Notify>,
     store: Store,
@@ -132,8 +137,20 @@ struct Progress {
 #[derive(Clone)]
 enum Failure {
     Changed,
+    Interrupted,
     Unreadable(Arc<str>),
     Other(Arc<str>),
+}
+
+impl Failure {
+    fn of(error: anyhow::Error) -> Failure {
+        match error.downcast_ref::<Unreadable>() {
+            Some(Unreadable(what)) => Failure::Unreadable(what.as_str().into()),
+            None if error.is::<Changed>() => Failure::Changed,
+            None if error.is::<Interrupted>() => Failure::Interrupted,
+            None => Failure::Other(format!("{error:#}").into()),
+        }
+    }
 }
 
 /// A table is not any more what it was when it was selected.
@@ -176,6 +193,19 @@ impl Unreadable {
         }
     }
 }
+/// Somebody waits for a lock on a table that was being read, and all who write to that table wait behind them.
+#[derive(Debug)]
+pub struct Interrupted;
+
+impl std::fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(
+            "the rows could not be read to their end, since somebody alters or empties their table again and again",
+        )
+    }
+}
+
+impl std::error::Error for Interrupted {}
 
 /// Where the stream goes on from the rows: with the commits after `head` that the rows do not hold yet.
 #[derive(Clone, Debug)]
@@ -208,12 +238,22 @@ pub enum Piece {
     Changed,
     /// The rows cannot be read, as this sentence says.
     Unreadable(String),
+    /// Nobody knows the rest of the rows: they are to be read from the beginning.
+    Interrupted,
 }
 
 impl Snapshots {
-    /// Snapshots read over the connections of `readers`.
-    pub fn new(readers: Log, numbering: Log, nudge: Arc<Notify>, store: Store) -> Snapshots {
-        Snapshots { readers, numbering, nudge, store, last_numbering: Default::default(), recent: Mutex::default() }
+    /// Snapshots read over the connections of `readers`, each within this patience.
+    pub fn new(
+        readers: Log,
+        numbering: Log,
+        nudge: Arc<Notify>,
+        store: Store,
+        reading_patience: Duration,
+    ) -> Snapshots {
+        let lookout = numbering.with_connections(1);
+        let (last_numbering, recent) = Default::default();
+        Snapshots { readers, numbering, lookout, reading_patience, nudge, store, last_numbering, recent }
     }
 
     /// The current rows: a reading that is under way or only just finished, or else a new one. `life` is that of the hub's positions
@@ -236,11 +276,7 @@ impl Snapshots {
         let (this, selection, reading) = (self.clone(), selection.clone(), snapshot.clone());
         // Not tied to the client that asked first: others may be waiting for it. Ends by itself, every step within its patience.
         tokio::spawn(async move {
-            let end = this.read(&selection, &reading).await.map_err(|error| match error.downcast_ref::<Unreadable>() {
-                Some(Unreadable(what)) => Failure::Unreadable(what.as_str().into()),
-                None if error.is::<Changed>() => Failure::Changed,
-                None => Failure::Other(format!("{error:#}").into()),
-            });
+            let end = this.read(&selection, &reading).await.map_err(Failure::of);
             reading.progress.send_modify(|progress| progress.end = Some((Instant::now(), end)));
             drop(reading);
             // Whoever is still taking the rows holds them; nobody else does after this.
@@ -264,26 +300,70 @@ impl Snapshots {
     async fn read(&self, selection: &Selection, snapshot: &Arc<Snapshot>) -> Result<Join> {
         let picks = selection.picks(&self.readers.refresh_tables().await?).ok_or(Changed)?;
         let connection = self.begin(&picks).await?;
+        let read = async {
+            let sql = "select pg_current_snapshot()::text, pg_backend_pid()";
+            let row = connection.within(connection.query_typed(sql, &[])).await?.pop();
+            let row = row.context("no snapshot came back")?;
+            let visible = Visible::parse(row.try_get(0)?).context("PostgreSQL gave no snapshot")?;
+            tokio::select! {
+                join = self.read_rows(&connection, selection, &picks, snapshot, visible) => join,
+                () = self.waited_for(row.try_get(1)?) => Err(Interrupted.into()),
+            }
+        };
+        let patience = self.reading_patience;
+        let read = timeout(patience, read).await.unwrap_or_else(|_| {
+            let seconds = patience.as_secs_f64();
+            bail!("the rows could not be read within {seconds} s, and may not be locked for longer; select fewer")
+        });
+        match read {
+            Ok(_) => connection.give_back(),
+            Err(_) => stop(connection).await,
+        }
+        read
+    }
+
+    async fn read_rows(
+        &self,
+        connection: &Borrowed,
+        selection: &Selection,
+        picks: &[Pick],
+        snapshot: &Arc<Snapshot>,
+        visible: Visible,
+    ) -> Result<Join> {
         // They may have been altered before they were locked. (Over other connections than the readers', all of which may be busy here.)
         if !selection.is_everything() && !selection.holds(&self.numbering.refresh_tables().await?) {
             bail!(Changed);
         }
-        let sql = "select pg_current_snapshot()::text";
-        let row = connection.within(connection.query_typed(sql, &[])).await?.pop().context("no snapshot came back")?;
-        let visible = Visible::parse(row.try_get(0)?).context("PostgreSQL gave no snapshot")?;
-        let Cursor { epoch, position: head, .. } = self.readers.look_on(&connection, 0).await?.head;
+        let Cursor { epoch, position: head, .. } = self.readers.look_on(connection, 0).await?.head;
         // After this, whatever the rows hold has a position.
         let covered = self.number().await?;
         let covered = Cursor { epoch, position: covered.head, nonce: covered.nonce };
-        for pick in &picks {
-            self.read_table(&connection, pick, snapshot).await?;
+        for pick in picks {
+            self.read_table(connection, pick, snapshot).await?;
         }
         connection.within(connection.batch_execute("commit")).await?;
-        connection.give_back();
         Ok(Join { epoch, head, visible, covered })
     }
 
-    /// Gives positions to what has committed until now, and tells the feed.
+    /// Waits until somebody waits for a lock that keeps them from a table, or one of its indexes, which this process of PostgreSQL holds
+    /// in the weakest mode there is.
+    async fn waited_for(&self, process: i32) {
+        let sql = "with locks as materialized (
+                       select database, relation, mode, granted, pid from pg_locks where locktype = 'relation')
+                   select exists (
+                       select from locks as waiting join locks as held using (database, relation)
+                       where not waiting.granted and waiting.mode = 'AccessExclusiveLock' and held.granted and held.pid = $1)";
+        loop {
+            sleep(SNAPSHOT_WAITERS_EVERY).await;
+            match self.lookout.ask(sql, &[(&process, Type::INT4)]).await {
+                Ok(true) => return,
+                Ok(false) => {}
+                Err(error) => tracing::debug!("cannot see whether somebody waits for a snapshot: {error:#}"),
+            }
+        }
+    }
+
+    /// Gives positions to what has committed until now, and tells the feed. Returns the newest.
     async fn number(&self) -> Result<Numbered> {
         let numbered = self.numbering.number().await?;
         if numbered.commits > 0 {
@@ -416,6 +496,7 @@ impl Snapshot {
         match now.end {
             Some((_, Err(Failure::Changed))) => Ok(Piece::Changed),
             Some((_, Err(Failure::Unreadable(what)))) => Ok(Piece::Unreadable(what.to_string())),
+            Some((_, Err(Failure::Interrupted))) => Ok(Piece::Interrupted),
             Some((_, Err(Failure::Other(reason)))) => bail!("{reason}"),
             Some((_, Ok(join))) if now.frames == next => Ok(Piece::End(join)),
             _ => self.frames(next).await,
@@ -458,6 +539,14 @@ impl Snapshot {
 
     fn lock(&self) -> MutexGuard<'_, Frames> {
         self.frames.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Ends what PostgreSQL is at for a connection, and the connection: by itself, a statement would run on to its end.
+async fn stop(connection: Borrowed) {
+    let cancelling = connection.cancel_token();
+    if !matches!(timeout(LINK_PATIENCE, cancelling.cancel_query(NoTls)).await, Ok(Ok(()))) {
+        tracing::debug!("a statement could not be cancelled");
     }
 }
 

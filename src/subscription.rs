@@ -23,7 +23,7 @@ use crate::log::{Page, PageSize, Refused};
 use crate::outbox::Outlet;
 use crate::protocol::{self, Encoder, Form, From, Kind, OnReset, Request};
 use crate::selection::{Draft, Selection};
-use crate::snapshot::{Join, Piece};
+use crate::snapshot::{Interrupted, Join, Piece};
 use crate::subscriber::Shared;
 
 /// How often a step that needs PostgreSQL is tried while PostgreSQL seems to be there.
@@ -55,6 +55,8 @@ pub struct Subscription {
     life: u64,
     /// When it was told that a table is not what it was.
     altered: Option<Instant>,
+    /// How often in a row its rows broke off.
+    interruptions: u32,
 }
 
 /// Why a subscription cannot go on as it is.
@@ -90,14 +92,22 @@ impl std::convert::From<anyhow::Error> for End {
 /// Serves what was asked for until that cannot go on.
 pub async fn feed(request: Box<Request>, outlet: Outlet, shared: Arc<Shared>) -> Ended {
     let kind = Kind { selection: Selection::default(), form: Form::Feed };
-    let mut subscription = Box::new(Subscription { kind, shared, outlet, last: None, life: 0, altered: None });
+    let mut subscription =
+        Box::new(Subscription { kind, shared, outlet, last: None, life: 0, altered: None, interruptions: 0 });
     subscription.serve(request).await
 }
 
 /// Serves the stream of `/switch/status` until that cannot go on.
 pub async fn switch_status(outlet: Outlet, shared: Arc<Shared>) -> Ended {
-    let mut subscription =
-        Box::new(Subscription { kind: Kind::switch_status(), shared, outlet, last: None, life: 0, altered: None });
+    let mut subscription = Box::new(Subscription {
+        kind: Kind::switch_status(),
+        shared,
+        outlet,
+        last: None,
+        life: 0,
+        altered: None,
+        interruptions: 0,
+    });
     loop {
         let end = match Box::pin(subscription.begin_now()).await {
             Ok(joined) => subscription.follow(joined).await,
@@ -176,6 +186,7 @@ impl Subscription {
         };
         self.send(protocol::ready(self.last, joined.last)).await;
         self.last = Some(joined.last);
+        self.interruptions = 0;
         Ok(joined)
     }
 
@@ -261,8 +272,10 @@ impl Subscription {
             let (snapshots, selection) = (snapshots.clone(), selection.clone());
             async move {
                 let snapshot = snapshots.get(&selection, life, asked).await?;
-                let piece = snapshot.piece(0).await?;
-                Ok((snapshot, piece))
+                match snapshot.piece(0).await? {
+                    Piece::Interrupted => Err(Interrupted.into()),
+                    piece => Ok((snapshot, piece)),
+                }
             }
         };
         let (snapshot, mut piece) = self.with_database(begin).await?;
@@ -285,8 +298,19 @@ impl Subscription {
                 }
                 Piece::Changed => return Err(End::schema()),
                 Piece::Unreadable(what) => return Err(End::Unreadable(what)),
+                Piece::Interrupted => return Err(self.interrupted().await),
             }
         }
+    }
+
+    /// What to tell a client that has rows whose rest is not to be had: they come from the beginning, but not for ever.
+    async fn interrupted(&mut self) -> End {
+        self.interruptions += 1;
+        if self.interruptions == ATTEMPTS_MAX {
+            return End::Failed(Interrupted.into());
+        }
+        self.attend(sleep(ATTEMPT_EVERY)).await;
+        End::schema()
     }
 
     /// Begins anew where the log does not hold this commit, or another one in its place.

@@ -145,10 +145,10 @@ async fn values_and_order_are_the_same_whatever_is_set_for_the_writer() {
     assert_eq!(values(&db, &writer).await, expected);
 }
 
-/// A type that takes its time: who reads a value waits for so many milliseconds.
-const SLOW: &str = "create type slow as (ms int);
+/// A type that takes its time: who reads a value waits for as many seconds as it says.
+const SLOW: &str = "create type slow as enum ('0.1');
      create function slow_json(slow) returns json language plpgsql as $$
-         begin perform pg_catalog.pg_sleep($1.ms / 1000.0); return '\"slow\"'; end $$;
+         begin perform pg_catalog.pg_sleep($1::text::float8); return pg_catalog.to_json($1::text); end $$;
      create cast (slow as json) with function slow_json(slow);
      create table t (id int primary key, v slow)";
 
@@ -163,7 +163,7 @@ async fn time_outs_of_the_database_end_no_statement_and_no_session_of_ours() {
         let db = Database::without_log().await;
         let fence = db.session().await;
         set(&db, &format!("{time_out} = '200ms'")).await;
-        db.run(&[SLOW, "insert into t select id, row(100)::slow from generate_series(1, 3) as id"]).await;
+        db.run(&[SLOW, "insert into t select id, '0.1' from generate_series(1, 5) as id"]).await;
         install(&db, &["t"]).await;
         let gateway = Gateway::start(&db).await;
         let mut follower = gateway.follow("table=t&columns=id").await;
@@ -178,11 +178,11 @@ async fn time_outs_of_the_database_end_no_statement_and_no_session_of_ours() {
         client.next_of("hello", &[]).await;
         let rows = client.next_of("rows", &[]).await;
         client.next_of("ready", &[]).await;
-        db.run(&["insert into t values (4)"]).await;
+        db.run(&["insert into t values (6)"]).await;
 
-        assert_eq!(rows["rows"].as_array().unwrap().len(), 3, "{rows}");
-        assert_eq!(told(&mut client).await[0]["key"], json!({"id": 4}));
-        assert_eq!(told(&mut follower).await[0]["key"], json!({"id": 4}));
+        assert_eq!(rows["rows"].as_array().unwrap().len(), 5, "{rows}");
+        assert_eq!(told(&mut client).await[0]["key"], json!({"id": 6}));
+        assert_eq!(told(&mut follower).await[0]["key"], json!({"id": 6}));
     }
 }
 
