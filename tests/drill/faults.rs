@@ -1,4 +1,4 @@
-//! What is broken on purpose, on a weighted schedule: PostgreSQL, gateways, the network, clients, the doorbell, retention.
+//! What is broken on purpose, on a weighted schedule: PostgreSQL, gateways, the network, clients, the doorbell, retention, tables.
 //!
 //! Each saboteur breaks one kind of thing at a time and mends it again; several work side by side, so that faults overlap.
 
@@ -67,6 +67,7 @@ pub fn unleash(stage: &Arc<Stage>, random: &mut Rng) -> Vec<tokio::task::JoinHan
         tokio::spawn(break_networks(stage.clone(), draw())),
         tokio::spawn(break_clients(stage.clone(), draw())),
         tokio::spawn(break_promises(stage.clone(), draw())),
+        tokio::spawn(alter_tables(stage.clone(), draw())),
     ]
 }
 
@@ -186,6 +187,90 @@ async fn break_clients(stage: Arc<Stage>, mut random: Rng) {
             }
         }
     }
+}
+
+/// What each alteration does, in pieces between which writers come.
+const ALTERATIONS: [(&str, &[&str]); 8] = [
+    (
+        "triggers disabled, and enabled again",
+        &["alter table loose disable trigger all", "update loose set v = 'unseen'", "alter table loose enable trigger all"],
+    ),
+    (
+        "triggers disabled and enabled in one transaction",
+        &["begin; alter table loose disable trigger all; update loose set v = 'unseen'; delete from loose where id % 7 = 0;
+           alter table loose enable trigger all; commit"],
+    ),
+    (
+        "tables unwatched, and watched again",
+        &["select switchboard.unwatch('loose')", "update loose set v = 'unwatched'", "select switchboard.watch('loose')"],
+    ),
+    (
+        "tables unwatched and watched in one transaction",
+        &["begin; select switchboard.unwatch('loose'); delete from loose where id % 3 = 0; select switchboard.watch('loose'); commit"],
+    ),
+    (
+        "columns added with a default",
+        &["alter table loose drop column if exists extra", "alter table loose add column extra int default 7"],
+    ),
+    ("columns made anew under their name", &["alter table loose drop column v, add column v text default 'new'"]),
+    (
+        "partitions detached, and attached again",
+        &[
+            "alter table shelf detach partition shelf_high",
+            "delete from shelf_high where id % 2 = 0",
+            "alter table shelf attach partition shelf_high for values from (50) to (100)",
+        ],
+    ),
+    ("partitions truncated", &["truncate shelf_low"]),
+];
+
+/// What undoes an alteration that was broken off.
+const WHOLE_AGAIN: &str = "
+    alter table loose enable trigger all;
+    alter table loose add column if not exists v text;
+    select switchboard.watch('loose');
+    do $$ begin
+        if not exists (select from pg_inherits where inhrelid = 'shelf_high'::regclass) then
+            alter table shelf attach partition shelf_high for values from (50) to (100);
+        end if;
+    end $$;
+    select switchboard.watch('shelf')";
+
+/// How often to try to make the tables whole again: PostgreSQL may be away for as long as its own saboteur lets it be.
+const WHOLE_TRIES: u32 = 200;
+
+async fn alter_tables(stage: Arc<Stage>, mut random: Rng) {
+    while !stage.over() {
+        stage.a_while(&mut random, 200..2_000).await;
+        let Some(session) = stage.session().await else { continue };
+        let (what, pieces) = ALTERATIONS[random.usize(..ALTERATIONS.len())];
+        let mut done = session.batch_execute("set lock_timeout = '2s'").await;
+        for piece in pieces {
+            if done.is_ok() {
+                done = session.batch_execute(piece).await;
+                stage.a_while(&mut random, 0..700).await;
+            }
+        }
+        match done {
+            Ok(()) => stage.did(what),
+            // PostgreSQL went, or writers would not let go of the table.
+            Err(_) => drop(make_whole(&stage).await),
+        }
+    }
+    assert!(make_whole(&stage).await, "the tables cannot be made whole again");
+}
+
+async fn make_whole(stage: &Stage) -> bool {
+    for _ in 0..WHOLE_TRIES {
+        if let Some(session) = stage.session().await
+            && session.batch_execute("set lock_timeout = '2s'").await.is_ok()
+            && session.batch_execute(WHOLE_AGAIN).await.is_ok()
+        {
+            return true;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    false
 }
 
 async fn break_promises(stage: Arc<Stage>, mut random: Rng) {

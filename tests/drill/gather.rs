@@ -35,8 +35,8 @@ pub async fn rows(client: &Client, tables: &[&str]) -> HashMap<String, Rows> {
 /// The transactions of the write-ahead log that changed tables in `public`, with their numbers of changes, and where it ends now.
 ///
 /// A crash may take the slot back to where a checkpoint left it: what lies before `since` does not count again. Call it while nobody
-/// writes.
-pub async fn decoded(client: &Client, since: &str) -> (BTreeMap<u64, BTreeMap<String, u64>>, String) {
+/// writes. Tables whose names begin with `besides` are left out.
+pub async fn decoded(client: &Client, since: &str, besides: &[&str]) -> (BTreeMap<u64, BTreeMap<String, u64>>, String) {
     let sql = format!(
         "select split_part(data, ': ', 1), xid::text from pg_logical_slot_get_changes('{SLOT}', null, null,
             'include-xids', 'on', 'skip-empty-xacts', 'on') where data like 'table public.%' and lsn >= '{since}'"
@@ -44,6 +44,9 @@ pub async fn decoded(client: &Client, since: &str) -> (BTreeMap<u64, BTreeMap<St
     let mut decoded: BTreeMap<u64, BTreeMap<String, u64>> = BTreeMap::new();
     for row in client.query(&sql, &[]).await.expect("the changes in the slot") {
         let table = row.get::<_, &str>(0).trim_start_matches("table ");
+        if besides.iter().any(|name| table.starts_with(name)) {
+            continue;
+        }
         // Partitions speak under their table's name; TRUNCATE names them all.
         let table = table.split([',']).next().unwrap_or(table);
         let table = if table.starts_with("public.measure") { "public.measure" } else { table }.to_owned();

@@ -4,8 +4,8 @@
 //! cargo test --release --test drill -- --seconds 1800 --seed 7
 //! ```
 //!
-//! It goes in rounds. In each, writers change eleven tables in every way there is while saboteurs kill and freeze PostgreSQL, gateways,
-//! networks and clients; then everything is mended, the writers stop, every reader has to arrive at the same end, and the oracles
+//! It goes in rounds. In each, writers change thirteen tables in every way there is while saboteurs kill and freeze PostgreSQL, gateways,
+//! networks and clients, and alter tables; then everything is mended, the writers stop, every reader has to arrive at the same end, and the oracles
 //! compare. It prints its seed, what it did and what it saw, and exits with 1 at the first violation. The same seed draws the same
 //! writes and faults; when they meet is up to the machine.
 
@@ -40,8 +40,8 @@ use crate::faults::Stage;
 use crate::gateways::Gateway;
 use crate::oracles::{Entry, Evidence, Outcome, judge};
 use crate::reader::{Reader, Wish};
-use crate::story::position_of;
-use crate::writers::{Desk, WATCHED};
+use crate::story::{Rows, position_of};
+use crate::writers::{Desk, EVERYTHING, RESTLESS, WATCHED};
 
 /// Breaks everything on purpose, and checks that nothing is lost, told twice or out of order.
 #[derive(Parser)]
@@ -65,16 +65,20 @@ struct Arguments {
 
 /// The tables of those readers that do not ask for all.
 const MONEY: &[&str] = &["public.account", "public.vault", "public.marker"];
+const ALTERED: &[&str] = &["public.loose", "public.shelf", "public.marker"];
 const JOURNAL: &[&str] = &["public.journal", "public.marker"];
 const ACCOUNT: &[&str] = &["public.account"];
 /// What the readers ask for. The rows of the last two come and go: each transfer changes `n`, and keys are swapped.
-const WISHES: [Wish; 8] = [
+const WISHES: [Wish; 11] = [
     Wish { name: "all-0", tables: None, filter: None },
     Wish { name: "all-1", tables: None, filter: None },
     Wish { name: "all-2", tables: None, filter: None },
     Wish { name: "all-3", tables: None, filter: None },
     Wish { name: "money", tables: Some(MONEY), filter: None },
     Wish { name: "journal", tables: Some(JOURNAL), filter: None },
+    Wish { name: "altered-0", tables: Some(ALTERED), filter: None },
+    Wish { name: "altered-1", tables: Some(ALTERED), filter: None },
+    Wish { name: "everything", tables: Some(EVERYTHING), filter: None },
     Wish { name: "rich", tables: Some(ACCOUNT), filter: Some(("or(n.gte.1000,id.lte.3)", is_rich)) },
     Wish {
         name: "some",
@@ -181,7 +185,7 @@ impl Drill {
         let mut client = session(&url).await;
         install::install(&mut client, false, None).await.unwrap();
         client.batch_execute(writers::TABLES).await.unwrap();
-        for table in WATCHED {
+        for table in WATCHED.iter().chain(RESTLESS) {
             install::watch(&mut client, table).await.unwrap();
         }
         gather::open_slot(&client).await;
@@ -199,7 +203,7 @@ impl Drill {
         let end = CancellationToken::new();
         let mut random = Rng::with_seed(seed);
         let readers = WISHES.into_iter().map(|wish| {
-            let whole = wish.filter.is_none() && wish.tables != Some(JOURNAL);
+            let whole = wish.filter.is_none() && wish.tables != Some(JOURNAL) && wish.tables != Some(ALTERED);
             let balanced = if whole { BALANCED.to_vec() } else { vec![] };
             Reader::start(wish, balanced, gateways.clone(), random.u64(..), end.clone())
         });
@@ -266,6 +270,7 @@ impl Drill {
         let (rested, late) = self.rest(&client, &mut evidence.ledger).await;
         violations.extend(late);
         self.gather(&client, &mut evidence).await;
+        let settled = self.settle(&evidence).await;
         violations.extend(gather::leaks(&client).await);
         let stage = self.stage.clone();
         let stories: Vec<_> = stage.readers.iter().map(|reader| reader.story.lock().unwrap()).collect();
@@ -281,13 +286,14 @@ impl Drill {
         self.totals.untold += verdict.untold;
         self.totals.unknown += evidence.ledger.iter().filter(|entry| entry.outcome == Outcome::Unknown).count() as u64;
         println!(
-            "round {:3}: {:5.1} s, {:6} commits, {:7} changes, {:4} in doubt, at rest after {:.1} s",
+            "round {:3}: {:5.1} s, {:6} commits, {:7} changes, {:4} in doubt, at rest after {:.1} s, altered tables {:.1} s later",
             self.round,
             began.elapsed().as_secs_f64(),
             verdict.commits,
             verdict.changes,
             evidence.ledger.iter().filter(|entry| entry.outcome == Outcome::Unknown).count(),
             rested.as_secs_f64(),
+            settled.as_secs_f64(),
         );
         drop(evidence);
         for mut story in stories {
@@ -334,10 +340,33 @@ impl Drill {
         }
     }
 
+    /// Waits until those who follow the altered tables have what is there: they are told within a second or two, by a `reset`. What is
+    /// wrong then is for the oracles to find.
+    async fn settle(&self, evidence: &Evidence<'_>) -> Duration {
+        let began = Instant::now();
+        let behind = || {
+            let readers = self.stage.readers.iter();
+            let mut altered = readers.filter(|reader| reader.wants.is_some_and(|wants| wants.contains(&RESTLESS[0])));
+            altered.any(|reader| {
+                let story = reader.story.lock().unwrap();
+                let none = Rows::new();
+                let copy = |table: &String| story.tables.get(table).unwrap_or(&none);
+                !story.ready || evidence.restless.iter().any(|(table, rows)| copy(table) != rows)
+            })
+        };
+        while behind() && began.elapsed() < REST_PATIENCE {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        began.elapsed()
+    }
+
     /// What PostgreSQL holds, by its own account.
     async fn gather(&mut self, client: &Client, evidence: &mut Evidence<'_>) {
         evidence.tables = gather::rows(client, &WATCHED).await;
-        (evidence.decoded, self.decoded_until) = gather::decoded(client, &self.decoded_until).await;
+        evidence.restless =
+            gather::rows(client, &RESTLESS.iter().map(|table| table.trim_start_matches("public.")).collect::<Vec<_>>())
+                .await;
+        (evidence.decoded, self.decoded_until) = gather::decoded(client, &self.decoded_until, RESTLESS).await;
         evidence.numbered = gather::numbered(client).await;
         let head = evidence.numbered.keys().next_back().copied().unwrap_or(self.head);
         evidence.span = (std::mem::replace(&mut self.head, head), head);

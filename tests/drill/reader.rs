@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::gateways::Gateway;
 use crate::story::Story;
+use crate::writers::{EVERYTHING, RESTLESS, WATCHED};
 
 /// How long a connection may take to come up.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(3);
@@ -22,12 +23,14 @@ const SILENCE_MAX: Duration = Duration::from_secs(5);
 const RETRY_MAX_MS: u64 = 300;
 /// The codes after which a client is to come back; any other is a violation.
 const RECONNECT: [u16; 4] = [1001, 1006, 1011, 4408];
+/// What a client hears that asks for a table by name that is not watched at this moment.
+const BAD_REQUEST: u16 = 4400;
 
 /// What a reader asks for.
 #[derive(Clone, Copy)]
 pub struct Wish {
     pub name: &'static str,
-    /// The tables; none means all.
+    /// The tables; none means all that are not altered.
     pub tables: Option<&'static [&'static str]>,
     /// Which of their rows: as a parameter of the address, and as it should be judged.
     pub filter: Option<(&'static str, fn(&str) -> bool)>,
@@ -36,7 +39,7 @@ pub struct Wish {
 /// A reader and what it was told so far.
 pub struct Reader {
     pub story: Arc<Mutex<Story>>,
-    /// The tables that it asks for; none means all.
+    /// The tables that it asks for; none means all that are not altered.
     pub wants: Option<&'static [&'static str]>,
     /// While true it reads nothing.
     pub frozen: watch::Sender<bool>,
@@ -55,7 +58,7 @@ impl Reader {
     ) -> Reader {
         let takes = wish.filter.map(|(_, takes)| takes);
         let reader = Reader {
-            story: Arc::new(Mutex::new(Story::new(wish.name, balanced).filtered(takes))),
+            story: Arc::new(Mutex::new(Story::new(wish.name, balanced).filtered(takes).beside(RESTLESS))),
             wants: wish.tables,
             frozen: watch::Sender::new(false),
             connections: Arc::default(),
@@ -66,6 +69,7 @@ impl Reader {
             frozen: reader.frozen.subscribe(),
             connections: reader.connections.clone(),
             gateways,
+            restless: wish.tables.is_some_and(|tables| tables.iter().any(|table| RESTLESS.contains(table))),
         };
         tokio::spawn(async move { stop.run_until_cancelled(line.listen(Rng::with_seed(seed))).await });
         reader
@@ -74,7 +78,12 @@ impl Reader {
 
 impl Wish {
     fn selection(&self) -> String {
-        let tables = self.tables.map(|tables| format!("table={}", tables.join(",").replace("public.", "")));
+        let tables = match self.tables {
+            None => Some(WATCHED.join(",")),
+            Some(tables) if tables == EVERYTHING => None,
+            Some(tables) => Some(tables.join(",").replace("public.", "")),
+        };
+        let tables = tables.map(|tables| format!("table={tables}"));
         let filter = self.filter.map(|(filter, _)| format!("where={filter}"));
         tables.into_iter().chain(filter).collect::<Vec<_>>().join("&")
     }
@@ -86,6 +95,8 @@ struct Line {
     frozen: watch::Receiver<bool>,
     connections: Arc<Mutex<u64>>,
     gateways: Arc<Vec<Gateway>>,
+    /// Whether it asks for tables that come and go.
+    restless: bool,
 }
 
 impl Line {
@@ -112,7 +123,7 @@ impl Line {
                 Ok(Some(Ok(Message::Text(text)))) => self.hear(text.as_str()),
                 Ok(Some(Ok(Message::Close(frame)))) => {
                     let code = frame.map_or(1006, |frame| frame.code.into());
-                    if !RECONNECT.contains(&code) {
+                    if !RECONNECT.contains(&code) && !(self.restless && code == BAD_REQUEST) {
                         self.story.lock().unwrap().wrong(format!("closed with {code}"));
                     }
                     return;

@@ -84,6 +84,8 @@ pub struct Story {
     pub name: String,
     /// The tables that have to keep one sum of their columns `n`, in every commit.
     pub balanced: Vec<&'static str>,
+    /// The tables that are altered meanwhile: what is told of them holds only until the next `reset`, and their changes are not kept.
+    restless: &'static [&'static str],
     /// Which rows belong to the filter that the reader asked with.
     pub takes: Option<fn(&str) -> bool>,
     pub tables: HashMap<String, Rows>,
@@ -120,6 +122,11 @@ impl Story {
     /// The story of a reader whose filter takes these rows.
     pub fn filtered(self, takes: Option<fn(&str) -> bool>) -> Story {
         Story { takes, ..self }
+    }
+
+    /// The story of a reader some of whose tables may be altered.
+    pub fn beside(self, restless: &'static [&'static str]) -> Story {
+        Story { restless, ..self }
     }
 
     /// A new connection goes on where the last whole commit ended, or from the beginning.
@@ -182,11 +189,14 @@ impl Story {
         let mut told = Told { cursor: cursor.to_owned(), tx, tables: BTreeMap::new() };
         for change in std::mem::take(&mut self.parts) {
             self.apply(&change, cursor);
+            self.changes += 1;
+            if self.is_restless(&change.table) {
+                continue;
+            }
             let share = told.tables.entry(change.table).or_default();
             let mut hasher = DefaultHasher::new();
             (share.hash, &change.op, &change.old, &change.new).hash(&mut hasher);
             *share = Share { changes: share.changes + 1, hash: hasher.finish() };
-            self.changes += 1;
         }
         if self.balance.is_some_and(|balance| balance != self.sum) {
             self.wrong(format!("the sum was {:?}, and is {} after {cursor}", self.balance, self.sum));
@@ -199,7 +209,7 @@ impl Story {
         }
         // Before `ready` a commit belongs to the rows: what it comes behind is not all of what went before.
         if self.cursor.is_some() {
-            if let Some(run) = self.runs.last_mut() {
+            if let Some(run) = self.runs.last_mut().filter(|_| !told.tables.is_empty()) {
                 run.commits.push(told);
             }
             self.advance(cursor);
@@ -219,6 +229,7 @@ impl Story {
         let (enters, leaves) = (change.matched.as_deref() == Some("enter"), change.matched.as_deref() == Some("leave"));
         if let Some(old) = change.old.as_ref().filter(|_| !enters)
             && !self.remove(&change.table, old)
+            && !self.is_restless(&change.table)
         {
             self.wrong(format!("{cursor}: {} of {}: the copy has no such row: {old:.300}", change.op, change.table));
         }
@@ -258,7 +269,9 @@ impl Story {
         }
         let rows = self.tables.get_mut(table).expect("inserted above");
         *rows.entry(row.into()).or_default() += 1;
-        self.keys.add(table, row);
+        if !self.is_restless(table) {
+            self.keys.add(table, row);
+        }
     }
 
     fn remove(&mut self, table: &str, row: &str) -> bool {
@@ -268,11 +281,17 @@ impl Story {
         if *count == 0 {
             rows.remove(row);
         }
-        self.keys.remove(table, row);
+        if !self.is_restless(table) {
+            self.keys.remove(table, row);
+        }
         if self.balanced.contains(&table) {
             self.sum -= n_of(row);
         }
         true
+    }
+
+    fn is_restless(&self, table: &str) -> bool {
+        self.restless.contains(&table)
     }
 
     fn begin(&mut self, cursor: &str) {

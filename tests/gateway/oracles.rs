@@ -64,7 +64,7 @@ impl Scene {
 
     /// What the oracles find in this story.
     async fn judge(&self, story: &Story) -> Vec<String> {
-        let (decoded, _) = gather::decoded(&self.db, "0/0").await;
+        let (decoded, _) = gather::decoded(&self.db, "0/0", &[]).await;
         let evidence = Evidence {
             readers: vec![Reader { story, wants: None }],
             decoded,
