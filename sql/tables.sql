@@ -71,18 +71,23 @@ begin
 end
 $$;
 
--- Stops watching a table. What the log holds of it stays until its time is over. Returns whether it was watched.
+-- Stops watching a table: whoever has rows of it is told, at the position where that is. What the log holds of it stays until its time is
+-- over. Returns whether it was watched.
 create or replace function switchboard.unwatch(relation regclass) returns boolean
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
 as $$
 declare
     was_active boolean;
+    watch      integer;
 begin
-    select active into was_active from switchboard.watched where watched.relation = unwatch.relation;
+    select active, id into was_active, watch from switchboard.watched where watched.relation = unwatch.relation;
     perform switchboard.take_back(n.nspname, c.relname)
     from pg_class as c join pg_namespace as n on n.oid = c.relnamespace where c.oid = relation;
     perform switchboard.drop_triggers(relation);
+    if was_active then
+        perform switchboard.begin_again(watch);
+    end if;
     update switchboard.watched set active = false, triggers = null where watched.relation = unwatch.relation;
     return coalesce(was_active, false);
 end
@@ -279,8 +284,17 @@ create or replace function switchboard.tables()
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    now_is record;
+    now_is  record;
+    dropped integer;
 begin
+    for dropped in
+        select w.id from switchboard.watched as w
+        where w.active and w.triggers is not null and not exists (select from pg_class where oid = w.relation)
+        for update skip locked
+    loop
+        perform switchboard.begin_again(dropped);
+        update switchboard.watched as w set triggers = null where w.id = dropped;
+    end loop;
     -- Locked by somebody who watches or unwatches it at this moment: it is for the next time.
     for now_is in
         select s.*, w.columns as known_columns, s.captures

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use crate::change::{Cursor, Opened, Part, Position};
 use crate::protocol::{self, Form, Kind};
-use crate::table::{Tables, Watched};
+use crate::table::Tables;
 use history::Told;
 pub use history::{News, Topic};
 use routes::{Routes, TopicId};
@@ -47,8 +47,6 @@ struct State {
     next_topic: TopicId,
     /// The topics that may have got a part of the commit that is being published, and are owed its last.
     owed: HashSet<TopicId>,
-    /// The tables as they were when last looked at.
-    tables: Tables,
     /// Every chunk in every history, oldest first: what to forget next.
     chunks: VecDeque<(Weak<Topic>, usize)>,
     bytes: usize,
@@ -80,7 +78,6 @@ impl Hub {
             routes: Routes::default(),
             next_topic: 0,
             owed: HashSet::new(),
-            tables: Tables::new(),
             chunks: VecDeque::new(),
             bytes: 0,
             bytes_max: history_bytes_max,
@@ -118,23 +115,17 @@ impl Hub {
     }
 
     /// Says what the tables are now. Who follows one that was altered, renamed or dropped gets a reset, and selects anew; that a table
-    /// got another column is no reason.
+    /// got another column is no reason. (Who follows whatever there is did not select: what the log says of a table is enough for them.)
     pub fn hold(&self, tables: &Tables) {
         let mut state = self.lock();
-        let goes_on = |before: &Arc<Watched>| {
-            let now = tables.get(&before.table.watch);
-            !before.table.active || now.is_some_and(|now| before.goes_on_as(now))
-        };
-        let all_go_on = state.tables.values().all(goes_on);
         let holds = |kind: &Kind| match kind.form {
             Form::SwitchStatus => true,
-            Form::Feed => kind.selection.holds(tables) && (all_go_on || !kind.selection.is_everything()),
+            Form::Feed => kind.selection.holds(tables),
         };
         let altered = state.topics.iter().filter(|(_, (kind, _))| !holds(kind));
         for topic in altered.map(|(topic, _)| *topic).collect::<Vec<_>>() {
             state.reset(topic, &SCHEMA.into());
         }
-        state.tables.clone_from(tables);
     }
 
     /// Brings parts of commits, which follow what was brought before, to every kind that wants them.
@@ -305,6 +296,7 @@ mod tests {
     use crate::change::{Change, Op, Table, TableName};
     use crate::filter;
     use crate::selection::{Draft, Wish};
+    use crate::table::Watched;
 
     fn cursor(position: Position) -> Cursor {
         Cursor { epoch: "test".parse().expect("an epoch"), position, nonce: 0 }
@@ -524,16 +516,13 @@ mod tests {
             |names: &[&str]| names.iter().map(|name| (watched(name).table.watch, watched(name))).collect::<Tables>();
         hub.hold(&tables(&["a", "b"]));
         let (a, b) = (hub.join(&kind("a")).expect("a head"), hub.join(&kind("b")).expect("a head"));
-        let everything = Kind { selection: Default::default(), form: Form::Feed };
-        let everything = hub.join(&everything).expect("a head");
 
         hub.hold(&tables(&["a", "b", "quiet"]));
-        let more = matches!(everything.topic.take(everything.next), News::Nothing);
+        let more = matches!(a.topic.take(a.next), News::Nothing);
         hub.hold(&tables(&["b", "quiet"]));
 
         assert!(more, "another table is no reason");
         assert!(matches!(a.topic.take(a.next), News::Reset(_)));
-        assert!(matches!(everything.topic.take(everything.next), News::Reset(_)));
         assert!(matches!(b.topic.take(b.next), News::Nothing));
     }
 

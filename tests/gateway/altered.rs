@@ -66,11 +66,11 @@ impl Scene {
 
     /// Does something to `t` that is no reason to begin again: nobody does.
     async fn tells_nobody_of(&self, what: &str) {
-        eprintln!("{what}");
         let mut followers = self.follow("table=t", T).await;
         self.db.run(&[what]).await;
         self.is_looked_at().await;
-        self.db.run(&["insert into t (id) values (1000)"]).await;
+        // Every row is told once more: a column that came is in the copies from then on.
+        self.db.run(&["insert into t (id) values (1000)", "update t set v = v"]).await;
         followers.live.becomes(&self.db, T).await;
         let mut back = Mirror::resume(&self.gateway, "table=t", &followers.away).await;
         back.becomes(&self.db, T).await;
@@ -242,6 +242,31 @@ async fn says_what_helps(mut follower: Mirror, told: &str) {
 }
 
 #[tokio::test]
+async fn those_who_hold_everything_let_go_of_a_table_that_is_not_followed_any_more() {
+    let scene = Scene::new().await;
+    scene.db.run(&["insert into other default values"]).await;
+    for what in [
+        "select switchboard.unwatch('t')",
+        "drop table t",
+        "alter table t disable trigger user",
+        "alter table t rename to gone; select switchboard.unwatch('gone')",
+    ] {
+        scene.make_t().await;
+        scene.is_looked_at().await;
+        scene.db.run(&["drop table bait"]).await;
+        let mut live = Mirror::begin(&scene.gateway, "").await;
+        let away = Mirror::begin(&scene.gateway, "").await.leave();
+
+        scene.db.run(&[what]).await;
+
+        live.is_reset().await;
+        live.becomes(&scene.db, "select * from other").await;
+        let mut back = Mirror::resume(&scene.gateway, "", &away).await;
+        back.becomes(&scene.db, "select * from other").await;
+    }
+}
+
+#[tokio::test]
 async fn a_column_that_was_dropped_and_added_again_is_another_one() {
     let scene = Scene::new().await;
     for (selection, query) in [
@@ -285,6 +310,22 @@ async fn tables_that_swap_their_names_are_told() {
     scene
         .tells_of(&at_once(&["alter table t rename to x; alter table u rename to t; alter table x rename to u"]))
         .await;
+}
+
+#[tokio::test]
+async fn another_table_of_the_same_name_is_another_one() {
+    let scene = Scene::new().await;
+    for what in [
+        "drop table t; create table t (id int primary key, v int); select switchboard.watch('t')",
+        "alter table t rename to gone; create table t (id int primary key, v int); select switchboard.watch('t')",
+        "create table u (id int primary key, v int); insert into u values (1, 1), (9, 9); select switchboard.watch('u');
+         drop table t; alter table u rename to t",
+        "create schema aside; create table aside.t (id int primary key, v int); select switchboard.watch('aside.t');
+         drop table t; alter table aside.t set schema public",
+    ] {
+        scene.make_t().await;
+        scene.tells_of(&format!("begin; {what}; insert into t values (50, 50); commit")).await;
+    }
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use tokio::process::Command;
 use tokio_postgres::Client as Session;
 
 use crate::harness::{Client, Database, Gateway, Mirror, Server, connect, soon, until};
-use crate::retention::{held_readers, hold_readers, release_readers};
+use crate::retention::{held_readers, hold_readers, number, release_readers};
 
 async fn numbers(db: &Database) {
     db.run(&["create table number (n int primary key)"]).await;
@@ -325,12 +325,6 @@ async fn nothing_is_left_behind(db: &Database, told: &str) {
         let left: i64 = db.value(&left).await;
         assert_eq!(left, 0, "{told}: rows of switchboard.{table} that nobody will tell or forget");
     }
-}
-
-async fn number(db: &Database) {
-    db.run(&["begin isolation level repeatable read; lock table switchboard.numbering in exclusive mode;
-              select switchboard.number(); commit"])
-        .await;
 }
 
 #[tokio::test]

@@ -26,7 +26,7 @@ async fn insert(db: &Database, numbers: std::ops::Range<i32>) {
 }
 
 /// Numbers what was committed, where no gateway does.
-async fn number(db: &Database) {
+pub async fn number(db: &Database) {
     db.run(&["begin isolation level repeatable read; lock table switchboard.numbering in exclusive mode;
               select switchboard.number(); commit"])
         .await;
