@@ -32,12 +32,13 @@ begin
             using hint = 'Watch the partitioned table that it belongs to.', errcode = 'wrong_object_type';
     end if;
 
-    select w.id, w.active into watch, was_active from switchboard.watched as w where w.relation = class.oid;
-    known := found;
-    if not known then
-        watch := 1 + floor(random() * 2147483646)::integer;
-        insert into switchboard.watched (id, relation, schema_name, table_name) values (watch, class.oid, class.nspname, class.relname);
-    elsif not was_active then
+    -- Two who watch the same table at the same time do so one after the other.
+    insert into switchboard.watched (id, relation, schema_name, table_name)
+    values (1 + floor(random() * 2147483646)::integer, class.oid, class.nspname, class.relname)
+    on conflict on constraint watched_relation_key do nothing;
+    known := not found;
+    select w.id, w.active into watch, was_active from switchboard.watched as w where w.relation = class.oid for update;
+    if not was_active then
         update switchboard.watched set active = true where id = watch;
     end if;
 

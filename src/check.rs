@@ -114,6 +114,7 @@ async fn look(client: &Client, database: &Database, findings: &mut Vec<Finding>)
     look_at_rights(client, user, findings).await?;
     look_at_doorbell(database, findings).await;
     look_at_tables(client, findings).await?;
+    look_at_row_security(client, findings).await;
     look_at_publications(client, findings).await?;
     look_at_log(client, findings).await
 }
@@ -238,6 +239,23 @@ async fn look_at_tables(client: &Client, findings: &mut Vec<Finding>) -> Result<
         });
     }
     Ok(())
+}
+
+/// Whether those who run gateways can read the rows of what is watched.
+async fn look_at_row_security(client: &Client, findings: &mut Vec<Finding>) {
+    let hidden = match install::hidden_rows(client, None).await {
+        Ok(hidden) => hidden,
+        // A gateway's own role may not look into the books, but sees what it is told of. (That it may not do this either is found elsewhere.)
+        Err(_) => {
+            let sql = "select format('%I.%I', n.nspname, c.relname), quote_ident(current_user)
+                       from switchboard.tables() as t join pg_class as c on c.oid = t.relation
+                       join pg_namespace as n on n.oid = c.relnamespace
+                       where t.active and row_security_active(c.oid) order by 1";
+            let rows = session::rows(client, sql, &[]).await.unwrap_or_default();
+            rows.iter().map(|row| install::Hidden::new(row.get(0), row.get(1))).collect()
+        }
+    };
+    findings.extend(hidden.iter().map(|hidden| wrong(hidden.what(), hidden.remedy())));
 }
 
 /// Triggers that came with a dump and speak for no table: they write nothing, and are confusing.

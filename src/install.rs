@@ -124,9 +124,55 @@ pub async fn uninstall(client: &mut Client) -> Result<bool> {
     .await
 }
 
-/// Watches a table, named as SQL spells it.
-pub async fn watch(client: &mut Client, table: &str) -> Result<()> {
-    call(client, "watch", table).await.map(|_| ())
+/// Watches a table, named as SQL spells it. Returns what gateways will lack nevertheless.
+pub async fn watch(client: &mut Client, table: &str) -> Result<Vec<Hidden>> {
+    call(client, "watch", table).await?;
+    hidden_rows(client, Some(table)).await
+}
+
+/// A watched table whose rows a role that runs gateways, or may, cannot read because of row security.
+#[derive(Debug)]
+pub struct Hidden {
+    /// The table, as SQL spells it.
+    table: String,
+    /// The role, as SQL spells it.
+    role: String,
+}
+
+impl Hidden {
+    /// Of this table, from this role, both as SQL spells them.
+    pub fn new(table: &str, role: &str) -> Hidden {
+        Hidden { table: table.to_owned(), role: role.to_owned() }
+    }
+
+    /// What is so.
+    pub fn what(&self) -> String {
+        let Hidden { table, role } = self;
+        format!(
+            "row security of {table} applies to {role}: a gateway of that role tells changes, but gives no snapshots"
+        )
+    }
+
+    /// What to do about it.
+    pub fn remedy(&self) -> String {
+        format!("run: alter role {} bypassrls", self.role)
+    }
+}
+
+/// Which watched tables, or whether this one, have row security that applies to a role that gateways use, or to the role of this session.
+/// What the policies say makes no difference: a snapshot has all rows or none.
+pub async fn hidden_rows(client: &impl GenericClient, only: Option<&str>) -> Result<Vec<Hidden>> {
+    let sql = "select pg_catalog.format('%I.%I', n.nspname, c.relname), pg_catalog.quote_ident(r.rolname)
+               from pg_catalog.pg_class as c join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
+               cross join pg_catalog.pg_roles as r
+               where c.oid in (select relation from switchboard.watched where active) and c.relrowsecurity
+                     and ($1 is null or c.oid = $1::regclass)
+                     and (r.rolname = current_user or r.rolname in (select role_name from switchboard.gateway_role))
+                     and not r.rolsuper and not r.rolbypassrls
+                     and (c.relforcerowsecurity or not pg_catalog.pg_has_role(r.oid, c.relowner, 'usage'))
+               order by 1, 2";
+    let rows = session::rows(client, sql, &[(&only, Type::TEXT)]).await?;
+    Ok(rows.iter().map(|row| Hidden::new(row.get(0), row.get(1))).collect())
 }
 
 /// Stops watching a table. Returns whether it was watched.

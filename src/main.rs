@@ -153,7 +153,8 @@ async fn install_first(config: &Config, tables: &str, switch: bool) -> Result<()
     // What is wrong with the names was said already.
     for table in tables_to_install(Some(tables), &mut Mistakes::default()) {
         let table = table.as_str();
-        install::watch(&mut client, table).await.with_context(|| format!("watching {table}"))?;
+        let hidden = install::watch(&mut client, table).await.with_context(|| format!("watching {table}"))?;
+        hidden.iter().for_each(|hidden| tracing::warn!("{}; {}", hidden.what(), hidden.remedy()));
     }
     Ok(())
 }
@@ -179,8 +180,9 @@ async fn database_command(command: Command, database: &tokio_postgres::Config) -
         Command::Watch { tables, .. } => {
             for table in Mistakes::default().tables("TABLES", &tables) {
                 let table = table.as_str();
-                install::watch(&mut client, table).await.with_context(|| format!("watching {table}"))?;
+                let hidden = install::watch(&mut client, table).await.with_context(|| format!("watching {table}"))?;
                 println!("watching {table}");
+                hidden.iter().for_each(|hidden| eprintln!("switchboard: {}; {}", hidden.what(), hidden.remedy()));
             }
         }
         Command::Unwatch { tables, .. } => {

@@ -320,7 +320,7 @@ async fn another_table_of_the_same_name_is_another_one() {
         "alter table t rename to gone; create table t (id int primary key, v int); select switchboard.watch('t')",
         "create table u (id int primary key, v int); insert into u values (1, 1), (9, 9); select switchboard.watch('u');
          drop table t; alter table u rename to t",
-        "create schema aside; create table aside.t (id int primary key, v int); select switchboard.watch('aside.t');
+        "create schema aside; create table aside.t (id int constraint aside_pkey primary key, v int); select switchboard.watch('aside.t');
          drop table t; alter table aside.t set schema public",
     ] {
         scene.make_t().await;

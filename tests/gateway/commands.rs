@@ -617,6 +617,31 @@ async fn the_gateways_role_serves_and_may_do_nothing_else() {
 }
 
 #[tokio::test]
+async fn watch_and_check_say_from_which_gateway_row_security_hides_the_rows() {
+    let db = Database::with_switch().await;
+    let (name, url) = role(&db, "bound").await;
+    done(&db, &["install", "--gateway-role", &name]).await;
+    db.run(&["create table secret (id int primary key)", "alter table secret enable row level security"]).await;
+    let what = format!(
+        "row security of public.secret applies to {name}: a gateway of that role tells changes, but gives no snapshots"
+    );
+    let remedy = format!("run: alter role {name} bypassrls");
+
+    let watched = switchboard(&db, &["watch", "secret"]).await;
+    let by_owner = switchboard(&db, &["check"]).await;
+    let by_gateway = run(program(Some(&url), &["check"])).await;
+
+    assert_eq!((watched.code, watched.err), (Some(0), format!("switchboard: {what}; {remedy}\n")));
+    for ran in [by_owner, by_gateway] {
+        assert_eq!(ran.code, Some(1), "{}", ran.out);
+        assert!(ran.out.contains(&format!("WRONG  {what}\n       {remedy}\n")), "{}", ran.out);
+    }
+    db.run(&[&format!("alter role {name} bypassrls")]).await;
+    assert_eq!(done(&db, &["check"]).await.matches("row security").count(), 0);
+    assert_eq!(switchboard(&db, &["watch", "secret"]).await.err, "");
+}
+
+#[tokio::test]
 async fn all_wrong_settings_are_reported_at_once() {
     let folder = Folder::new("settings");
     let missing = folder.0.join("missing");

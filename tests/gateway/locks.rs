@@ -41,7 +41,7 @@ async fn commands_that_wait_for_a_table_keep_no_writer_waiting() {
         let mut working = Box::pin(async {
             match command {
                 "install" => drop(install::install(&mut client, true, None).await.unwrap()),
-                "watch" => install::watch(&mut client, "switch").await.unwrap(),
+                "watch" => drop(install::watch(&mut client, "switch").await.unwrap()),
                 "unwatch" => assert!(install::unwatch(&mut client, "switch").await.unwrap()),
                 _ => assert!(install::uninstall(&mut client).await.unwrap()),
             }
