@@ -53,7 +53,7 @@ impl fmt::Debug for Epoch {
 }
 
 /// Where a reader stands: `EPOCH.POSITION.NONCE`, for example `k3f9.1042.5tq1`. Opaque to clients.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Cursor {
     /// The life of the log that the position belongs to.
     pub epoch: Epoch,

@@ -492,6 +492,12 @@ pub const SPEAK_EVERY: Duration = Duration::from_millis(100);
 pub const PAGE_CHANGES_MAX: i32 = 1_000;
 /// After how many bytes of row values such a page ends (one row may be larger).
 pub const PAGE_BYTES_MAX: i64 = 1 << 20;
+/// How many bytes the pages take that those who catch up share.
+pub const PAGES_BYTES_MAX: usize = 64 << 20;
+/// How long such a page is kept after its last use.
+pub const PAGES_KEPT_FOR: Duration = Duration::from_secs(5);
+/// Who comes so many commits behind the beginning of a page that is being read waits for it before they read one of their own.
+pub const PAGES_NEAR: i64 = 1_000;
 /// How many changes a subscriber that catches up reads at once.
 pub const CATCH_UP_CHANGES_MAX: i32 = 500;
 /// After how many bytes of row values such a page ends (one row may be larger).

@@ -13,7 +13,8 @@
 //! 5. Each [`subscription`] takes what is new in its history and puts it into its client's [`outbox`]. The [`subscriber`], which is the
 //!    connection, writes what waits there to its [`socket`] with one call; over plain HTTP, [`plain`] writes it into the body of an answer.
 //!
-//! A subscription that was away, or is too slow for the history, reads the log itself and then joins the hub; one that wants the current
+//! A subscription that was away, or is too slow for the history, reads [`pages`] of the log, which it shares with others that are
+//! about as far, and then joins the hub; one that wants the current
 //! rows first gets them from a [`snapshot`]. The [`server`] accepts connections and hands them to subscribers. Those of `/listen` are
 //! served by [`listen`], which has nothing to do with the log.
 //!
@@ -21,7 +22,7 @@
 //! main ─► run ─┬─► server ─┬─► subscriber ─┬─► subscription ─┬─► hub ─┬─► protocol ─► selection ─► filter ─► change
 //!              │           └─► plain ──────┤                 │        └─► table
 //!              │                           └─► outbox        ├─► snapshot ─► log
-//!              │                                             └─► log ─► table, change
+//!              │                                             └─► pages ─► log ─► table, change
 //!              └─► feed ─┬─► role ─► listener ─► session
 //!                        ├─► log ─► session
 //!                        └─► hub
@@ -54,6 +55,7 @@ pub mod metrics;
 pub mod names;
 pub mod outbox;
 pub mod page;
+pub mod pages;
 pub mod plain;
 pub mod protocol;
 pub mod role;
@@ -100,6 +102,8 @@ pub async fn run(config: Config, socket: TcpListener, stop: impl Future<Output =
     let stopping = shared.stop.clone();
     let mut feeding = tokio::spawn(feed.run());
     let beating = tokio::spawn(feed::heart(hub, heartbeat));
+    let catching_up = shared.clone();
+    let aging = tokio::spawn(async move { catching_up.pages.age().await });
     let serving = server::serve(socket, shared);
     let stopper = async {
         stop.await;
@@ -113,6 +117,7 @@ pub async fn run(config: Config, socket: TcpListener, stop: impl Future<Output =
     // They run for ever, and hold nothing that has to be ended in order.
     feeding.abort();
     beating.abort();
+    aging.abort();
 }
 
 /// Says on standard output, in one line, where the gateway can be reached. Connections are accepted from the bind on.

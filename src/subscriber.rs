@@ -19,6 +19,7 @@ use crate::hub::Hub;
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::outbox::{Outbox, Outlet};
+use crate::pages::Pages;
 use crate::protocol::{self, Close, Message, Request};
 use crate::snapshot::Snapshots;
 use crate::socket::{Gone, Incoming, Socket};
@@ -37,6 +38,8 @@ pub struct Shared {
     pub hub: Arc<Hub>,
     /// Where those are that the hub no longer has.
     pub log: Log,
+    /// The same in pages, which those who catch up share.
+    pub pages: Pages,
     /// Where current rows come from.
     pub snapshots: Arc<Snapshots>,
     /// Where events are counted.
@@ -52,7 +55,8 @@ impl Shared {
     /// What subscribers need.
     pub fn new(config: Config, hub: Arc<Hub>, log: Log, snapshots: Arc<Snapshots>, metrics: Arc<Metrics>) -> Shared {
         let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
-        Shared { config, hub, log, snapshots, metrics, stop, cut, closing: Semaphore::new(CLOSING_MAX) }
+        let pages = Pages::new(log.clone());
+        Shared { config, hub, log, pages, snapshots, metrics, stop, cut, closing: Semaphore::new(CLOSING_MAX) }
     }
 }
 

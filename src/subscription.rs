@@ -19,7 +19,7 @@ use tokio::time::{sleep, timeout};
 use crate::change::{Cursor, Place, Position};
 use crate::filter::Undecidable;
 use crate::hub::{self, Head, Joined, News};
-use crate::log::{Page, PageSize, Refused};
+use crate::log::Refused;
 use crate::outbox::Outlet;
 use crate::protocol::{self, Encoder, Form, From, Kind, OnReset, Request};
 use crate::selection::{Draft, Selection};
@@ -315,14 +315,13 @@ impl Subscription {
 
     /// Begins anew where the log does not hold this commit, or another one in its place.
     async fn check(&mut self, cursor: Cursor) -> Result<(), End> {
-        let log = self.shared.log.clone();
+        let (shared, life) = (self.shared.clone(), self.life);
         let look = || {
-            let log = log.clone();
-            async move { log.look(cursor.position).await }
+            let shared = shared.clone();
+            async move { shared.pages.refusal(life, cursor).await }
         };
-        let extent = self.with_database(look).await?;
-        match extent.refusal(cursor) {
-            Some(reason) => Err(End::Reset { reason: reason.into(), oldest: Some(extent.oldest) }),
+        match self.with_database(look).await? {
+            Some((reason, oldest)) => Err(End::Reset { reason: reason.into(), oldest: Some(oldest) }),
             None => Ok(()),
         }
     }
@@ -355,22 +354,36 @@ impl Subscription {
             let _turn = outbox.turn().await;
             while place < Place::after(until) {
                 self.outlet.emptied().await;
-                let (shared, known) = (self.shared.clone(), joined.head.cursor);
+                let (shared, known, life) = (self.shared.clone(), joined.head.cursor, self.life);
                 let read = || {
-                    let log = shared.log.clone();
-                    async move { log.read(known, place, until, PageSize::CATCH_UP).await }
+                    let shared = shared.clone();
+                    async move { shared.pages.read(life, known, place, until).await }
                 };
-                let parts = match self.with_database(read).await? {
-                    Page::Parts(parts) => parts,
-                    Page::Overtaken => return Err(self.overtaken().await?),
+                let Some(page) = self.with_database(read).await? else { return Err(self.overtaken().await?) };
+                let index = page.index(place);
+                // Nothing of it has to be left out: not what the rows hold, nor what the client has of a commit, nor what the hub brings.
+                let is_whole = skip.is_none() && place.serial.is_none() && page.end() <= Place::after(until);
+                let frames = match is_whole {
+                    true => page.frames(&self.kind, index).await.map_err(undecidable)?,
+                    false => None,
                 };
                 let mut out = Vec::new();
-                for part in parts {
+                if let Some(frames) = frames {
+                    if let Some(first) = frames.first {
+                        encoder.encode(&page.parts[first].open(), &mut out).map_err(undecidable)?;
+                        encoder = frames.after.clone();
+                    }
+                    place = page.end();
+                    self.last = encoder.last;
+                    self.outlet.send_all(vec![Bytes::from(out), frames.rest.clone()]).await;
+                    continue;
+                }
+                for part in page.parts[index..].iter().take_while(|part| part.cursor.position <= until) {
                     if begun.is_some_and(|begun| begun.position == part.cursor.position && begun != part.cursor) {
                         return Err(End::Reset { reason: "nonce".into(), oldest: None });
                     }
                     place = part.place();
-                    if !skip.as_ref().is_some_and(|rows| rows.hold(&part)) {
+                    if !skip.as_ref().is_some_and(|rows| rows.hold(part)) {
                         encoder.encode(&part.open(), &mut out).map_err(undecidable)?;
                     }
                 }

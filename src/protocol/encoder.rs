@@ -12,6 +12,7 @@ use crate::selection::Wanted;
 const SWITCH: (&str, &str) = ("public", "switch");
 
 /// Writes the commits of one kind of subscription, and keeps their chain.
+#[derive(Clone)]
 pub struct Encoder {
     kind: Kind,
     /// The cursor of the last frame; none before the first.

@@ -394,7 +394,7 @@ async fn one_that_resumes_in_a_commit_that_is_forgotten_meanwhile_is_reset() {
     hold_readers(&db).await;
     let mut client = gateway.subscribe(&format!("from={cursor}")).await;
     let mut strict = gateway.subscribe(&format!("from={cursor}&on_reset=close")).await;
-    until("both are in the middle of it", async || held_readers(&db).await == 2).await;
+    until("the page that both need is being read", async || held_readers(&db).await == 1).await;
 
     trim_all(&db).await;
     release_readers(&db).await;
