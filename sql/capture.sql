@@ -18,47 +18,48 @@ create or replace function switchboard.capture() returns trigger
     set quote_all_identifiers = off
 as $$
 declare
-    -- A row of the log holds both, and PostgreSQL makes no row larger than 1 GB.
-    row_bytes_max constant integer := 1000000000;
-    this   xid8   := pg_current_xact_id();
     what   "char" := tg_op::"char";
     before json;
     after  json;
 begin
-    -- A partition speaks for the table above it. Any other table has a trigger that was made for another one: a copy.
-    if (tg_argv[1]::oid is distinct from tg_relid or pg_partition_root(tg_relid) is not null)
-       and not switchboard.speaks_for(tg_argv[0]::integer, tg_relid) then
-        return null;
-    end if;
     begin
         before := row_to_json(old);
         after := row_to_json(new);
-        if octet_length(before::text) + octet_length(after::text) > row_bytes_max then
-            what := 'R';
-        end if;
     exception when others then
         -- A cast to json that raises, or a text of more than 1 GB.
         begin
             before := switchboard.row_by_value(tg_relid, old);
             after := switchboard.row_by_value(tg_relid, new);
         exception when others then
-            what := 'R';
+            before := null;
+            after := null;
         end;
     end;
-    if what = 'R' then
-        before := null;
-        after := null;
-    elsif what = 'T' and pg_partition_root(tg_relid) is not null then
-        perform switchboard.note_storage(tg_argv[0]::integer);
+    -- All that is rare in one condition: an expression costs more to set up, once in every transaction, than to evaluate.
+    --
+    -- A partition speaks for the table above it. Any other table has a trigger that was made for another one: a copy. A row of the log
+    -- holds old and new, and PostgreSQL makes no row larger than 1 GB.
+    if tg_argv[1]::oid is distinct from tg_relid or pg_partition_root(tg_relid) is not null
+       or coalesce(before, after) is null or pg_column_size(before) + pg_column_size(after) > 1000000000 then
+        if (tg_argv[1]::oid is distinct from tg_relid or pg_partition_root(tg_relid) is not null)
+           and not switchboard.speaks_for(tg_argv[0]::integer, tg_relid) then
+            return null;
+        elsif what <> 'T' and (coalesce(before, after) is null or pg_column_size(before) + pg_column_size(after) > 1000000000) then
+            what := 'R';
+            before := null;
+            after := null;
+        elsif what = 'T' and pg_partition_root(tg_relid) is not null then
+            perform switchboard.note_storage(tg_argv[0]::integer);
+        end if;
     end if;
     insert into switchboard.log (xid, watch, op, first, old, new)
     values (
-        this,
+        pg_current_xact_id(),
         tg_argv[0]::integer,
         what,
         -- Local to the transaction, so a savepoint that is rolled back takes the setting back together with its log rows.
-        case when current_setting('switchboard.xid', true) = this::text then false
-             else set_config('switchboard.xid', this::text, true) is not null end,
+        case when current_setting('switchboard.xid', true) = pg_current_xact_id()::text then false
+             else set_config('switchboard.xid', pg_current_xact_id()::text, true) is not null end,
         before,
         after);
     return null;
@@ -130,54 +131,54 @@ $$;
 -- are deferred like this trigger. One that waits for another transaction may do so after a mark that is drawn here, and then the other
 -- one commits first with a later mark. What is inserted here is looked at by PostgreSQL in a pass of its own, behind all that is deferred
 -- now.
+--
+-- This function and the next one pin no search_path, which would cost each transaction more than all that they do. So everything in
+-- them is schema-qualified, operators too.
 create or replace function switchboard.wait_to_mark() returns trigger
     language plpgsql security definer
-    set search_path = pg_catalog, pg_temp
 as $$
 begin
     -- Rows of other transactions come with a dump that is loaded.
-    if new.xid = pg_current_xact_id() then
-        insert into switchboard.mark (xid, mark, at)
-        values (new.xid, -2 - currval('switchboard.serial'), clock_timestamp());
-    end if;
+    insert into switchboard.waiting (xid, serial)
+    select new.xid, pg_catalog.currval('switchboard.serial')
+    where new.xid operator(pg_catalog.=) pg_catalog.pg_current_xact_id();
     return null;
 end
 $$;
 
--- Draws the mark, as late as can be: its serial orders transactions as their commits are ordered. What waits has -1 in its place if
--- somebody made constraints immediate; else -2 less the last serial at that time. If more was written since, by a deferred trigger of the
--- user's, that may have checks to wait for as well, and so it waits for another pass.
+-- Draws the mark, as late as can be: its serial orders transactions as their commits are ordered. What waits names the last serial at that
+-- time, or 0 if somebody made constraints immediate. If more was written since, by a deferred trigger of the user's, that may have
+-- checks to wait for as well, and so it waits for another pass.
 --
 -- Then the doorbell. A feed that sleeps holds the lock exclusively: who cannot share it has to wake the feed. Who can, keeps it until
 -- the commit is visible, and the feed does not fall asleep before that. A transaction that rang could not be prepared for
 -- two-phase commit, so where that is enabled nobody rings and gateways poll.
 create or replace function switchboard.mark() returns trigger
     language plpgsql security definer
-    set search_path = pg_catalog, pg_temp
 as $$
 begin
-    if new.xid <> pg_current_xact_id() then
+    if new.xid operator(pg_catalog.=) pg_catalog.pg_current_xact_id()
+       and pg_catalog.pg_trigger_depth() operator(pg_catalog.=) 1
+       and new.serial operator(pg_catalog.=) pg_catalog.currval('switchboard.serial') then
+        insert into switchboard.mark (xid, mark, at)
+        values (new.xid, pg_catalog.nextval('switchboard.serial'), pg_catalog.clock_timestamp());
+        if pg_catalog.current_setting('max_prepared_transactions') operator(pg_catalog.=) '0'
+           and not pg_catalog.pg_try_advisory_xact_lock_shared(1937203812, 1) then
+            -- Into a full queue nobody can notify: the commit would fail. That takes a listener, of anybody's, that sits in an open
+            -- transaction for long. The feed looks by itself meanwhile.
+            if pg_catalog.pg_notification_queue_usage() operator(pg_catalog.<) 0.5 then
+                perform pg_catalog.pg_notify('switchboard', '');
+            end if;
+        end if;
+    elsif new.xid operator(pg_catalog.<>) pg_catalog.pg_current_xact_id() then
         return null;
-    end if;
-    if pg_trigger_depth() > 1 then
+    elsif pg_catalog.pg_trigger_depth() operator(pg_catalog.>) 1 then
         -- Not deferred, but fired by the insertion: constraints are immediate at this moment. The commit is still to come.
         set constraints switchboard.mark_draw deferred;
-        insert into switchboard.mark (xid, mark, at) values (new.xid, -1, clock_timestamp());
-        return null;
-    elsif new.mark <> -2 - currval('switchboard.serial') then
+        insert into switchboard.waiting (xid, serial) values (new.xid, 0);
+    else
         -- This is the commit, unless constraints were made immediate again. If they were, this insertion fires at once, as above.
-        insert into switchboard.mark (xid, mark, at)
-        values (new.xid, -2 - currval('switchboard.serial'), clock_timestamp());
-        return null;
-    end if;
-    insert into switchboard.mark (xid, mark, at)
-    values (new.xid, nextval('switchboard.serial'), clock_timestamp());
-    if current_setting('max_prepared_transactions') = '0' and not pg_try_advisory_xact_lock_shared(1937203812, 1) then
-        -- Into a full queue nobody can notify: the commit would fail. That takes a listener, of anybody's, that sits in an open
-        -- transaction for long. The feed looks by itself meanwhile.
-        if pg_notification_queue_usage() < 0.5 then
-            perform pg_notify('switchboard', '');
-        end if;
+        insert into switchboard.waiting (xid, serial) values (new.xid, pg_catalog.currval('switchboard.serial'));
     end if;
     return null;
 end
@@ -196,19 +197,20 @@ begin
             for each row when (new.first)
             execute function switchboard.wait_to_mark();
     end if;
+    -- Without a condition: PostgreSQL would parse it again in every transaction.
     if not exists (select from pg_catalog.pg_trigger
-                   where tgrelid = 'switchboard.mark'::pg_catalog.regclass and tgname = 'mark_draw') then
+                   where tgrelid = 'switchboard.waiting'::pg_catalog.regclass and tgname = 'mark_draw') then
         create constraint trigger mark_draw
-            after insert on switchboard.mark
+            after insert on switchboard.waiting
             deferrable initially deferred
-            for each row when (new.mark < 0)
+            for each row
             execute function switchboard.mark();
     end if;
     if exists (select from pg_catalog.pg_trigger
-               where tgrelid in ('switchboard.log'::pg_catalog.regclass, 'switchboard.mark'::pg_catalog.regclass)
+               where tgrelid in ('switchboard.log'::pg_catalog.regclass, 'switchboard.waiting'::pg_catalog.regclass)
                  and tgname in ('log_wait', 'mark_draw') and tgenabled <> 'A') then
         alter table switchboard.log enable always trigger log_wait;
-        alter table switchboard.mark enable always trigger mark_draw;
+        alter table switchboard.waiting enable always trigger mark_draw;
     end if;
 end
 $$;

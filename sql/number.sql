@@ -17,8 +17,8 @@ declare
     -- What is stored beside the values, which pg_column_size() counts as they lie on disk, compressed or out of line. For a change:
     -- the head of its row and the other columns (52 bytes), and its entry in the index (28), both with some air.
     change_bytes constant integer := 88;
-    -- For a commit: its two marks with an entry each in an index, and its position with another.
-    commit_bytes constant integer := 272;
+    -- For a commit: its mark with an entry in an index, and its position with another.
+    commit_bytes constant integer := 192;
     -- Of a longer commit only so many changes are measured, its last, and the others count as much, by the serials that it spans:
     -- numbering has to be quick whatever was committed.
     measured_max constant integer := 100000;

@@ -488,15 +488,27 @@ async fn a_search_path_with_traps_catches_nobody() {
         ("set_config", "text, text, boolean", "text"),
         ("pg_current_xact_id", "", "xid8"),
         ("clock_timestamp", "", "timestamptz"),
+        ("nextval", "regclass", "bigint"),
+        ("currval", "regclass", "bigint"),
+        ("pg_trigger_depth", "", "integer"),
+        ("pg_try_advisory_xact_lock_shared", "integer, integer", "boolean"),
         ("equal", "text, text", "boolean"),
+        ("equal", "xid8, xid8", "boolean"),
+        ("equal", "bigint, bigint", "boolean"),
     ] {
         let trap = "language plpgsql as $$ begin raise 'trapped'; end $$";
         db.run(&[&format!("create function trap.{name}({arguments}) returns {returns} {trap}")]).await;
     }
-    db.run(&["create operator trap.= (leftarg = text, rightarg = text, function = trap.equal)"]).await;
+    for of in ["text", "xid8", "bigint"] {
+        db.run(&[&format!("create operator trap.= (leftarg = {of}, rightarg = {of}, function = trap.equal)")]).await;
+    }
     let writer = db.session().await;
 
-    writer.batch_execute("set search_path = trap, pg_catalog; create temp table log (id int)").await.unwrap();
+    writer.batch_execute("set search_path = trap, pg_catalog").await.unwrap();
+    writer
+        .batch_execute("create temp table log (); create temp table waiting (); create temp table mark ()")
+        .await
+        .unwrap();
     writer
         .batch_execute("insert into public.t values (3, 'c'), (4, 'd'); delete from public.t where id = 3")
         .await
