@@ -138,9 +138,10 @@ create or replace function switchboard.wait_to_mark() returns trigger
     language plpgsql security definer
 as $$
 begin
-    -- Rows of other transactions come with a dump that is loaded.
+    -- Rows of other transactions come with a dump that is loaded. A serial is drawn for the wait itself, because a session that discards its
+    -- sequences has no current one.
     insert into switchboard.waiting (xid, serial)
-    select new.xid, pg_catalog.currval('switchboard.serial')
+    select new.xid, pg_catalog.nextval('switchboard.serial')
     where new.xid operator(pg_catalog.=) pg_catalog.pg_current_xact_id();
     return null;
 end
@@ -159,6 +160,7 @@ as $$
 begin
     if new.xid operator(pg_catalog.=) pg_catalog.pg_current_xact_id()
        and pg_catalog.pg_trigger_depth() operator(pg_catalog.=) 1
+       and new.serial operator(pg_catalog.>) 0
        and new.serial operator(pg_catalog.=) pg_catalog.currval('switchboard.serial') then
         insert into switchboard.mark (xid, mark, at)
         values (new.xid, pg_catalog.nextval('switchboard.serial'), pg_catalog.clock_timestamp());
@@ -178,7 +180,11 @@ begin
         insert into switchboard.waiting (xid, serial) values (new.xid, 0);
     else
         -- This is the commit, unless constraints were made immediate again. If they were, this insertion fires at once, as above.
-        insert into switchboard.waiting (xid, serial) values (new.xid, pg_catalog.currval('switchboard.serial'));
+        --
+        -- Two that wait in one transaction would wait for each other for ever, if each drew a serial here.
+        insert into switchboard.waiting (xid, serial)
+        values (new.xid, case when new.serial operator(pg_catalog.=) 0 then pg_catalog.nextval('switchboard.serial')
+                              else pg_catalog.currval('switchboard.serial') end);
     end if;
     return null;
 end

@@ -81,7 +81,7 @@ create table if not exists switchboard.log (
 -- retention deletes them: so it is unlogged, and has no index. A row costs a small part of what it would cost in a table with both.
 create unlogged table if not exists switchboard.waiting (
     xid    xid8   not null,
-    -- The last serial at that time; 0 while constraints are immediate.
+    -- The last one at that time; 0 while constraints are immediate.
     serial bigint not null
 );
 

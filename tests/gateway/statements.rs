@@ -479,6 +479,24 @@ async fn a_writer_needs_no_right_but_that_to_write_the_table() {
 }
 
 #[tokio::test]
+async fn a_transaction_that_discards_its_sequences_commits() {
+    let (db, _gateway, mut client) = start_with_t().await;
+    const NOW: &str = "set constraints all immediate";
+
+    for (id, settings) in [(5, ""), (6, NOW)] {
+        let insert = format!("insert into t values ({id}, 'x')");
+        db.batch_execute(&format!("begin; {insert}; {settings}; discard sequences; commit")).await.unwrap();
+        db.batch_execute(&format!("begin; {settings}; delete from t where id = {id}; discard sequences; commit"))
+            .await
+            .unwrap();
+    }
+
+    for expected in ["insert t 5 x", "delete t 5 x", "insert t 6 x", "delete t 6 x"] {
+        assert_eq!(told(&mut client).await, [expected]);
+    }
+}
+
+#[tokio::test]
 async fn a_search_path_with_traps_catches_nobody() {
     let (db, _gateway, mut client) = start_with_t().await;
     db.run(&["create schema trap"]).await;
