@@ -16,25 +16,31 @@ pub type Pieces = mpsc::Receiver<Result<Bytes, std::io::Error>>;
 #[derive(Clone)]
 pub struct Streaming(pub Arc<Mutex<Option<Pieces>>>);
 
-/// A body of either kind.
-pub enum Streamed<B> {
+/// A body of either kind, and what is dropped once it is written.
+pub struct Streamed<B, W> {
+    kind: Kind<B>,
+    _written: W,
+}
+
+enum Kind<B> {
     /// As warp made it.
     Whole(B),
     /// Written while it is read.
     Pieces(Pieces),
 }
 
-impl<B> Streamed<B> {
+impl<B, W> Streamed<B, W> {
     /// The answer with the body that travels with it, or else its own.
-    pub fn of(answer: Response<B>) -> Response<Streamed<B>> {
+    pub fn of(answer: Response<B>, written: W) -> Response<Streamed<B, W>> {
         let (mut head, body) = answer.into_parts();
         let streaming = head.extensions.remove::<Streaming>();
         let pieces = streaming.and_then(|streaming| streaming.0.lock().unwrap_or_else(PoisonError::into_inner).take());
-        Response::from_parts(head, pieces.map_or(Streamed::Whole(body), Streamed::Pieces))
+        let kind = pieces.map_or(Kind::Whole(body), Kind::Pieces);
+        Response::from_parts(head, Streamed { kind, _written: written })
     }
 }
 
-impl<B: Body<Data = Bytes> + Unpin> Body for Streamed<B>
+impl<B: Body<Data = Bytes> + Unpin, W: Unpin> Body for Streamed<B, W>
 where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
@@ -42,25 +48,25 @@ where
     type Error = Box<dyn std::error::Error + Send + Sync>;
 
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        match self.get_mut() {
-            Streamed::Whole(body) => Pin::new(body).poll_frame(context).map_err(Into::into),
-            Streamed::Pieces(pieces) => {
+        match &mut self.get_mut().kind {
+            Kind::Whole(body) => Pin::new(body).poll_frame(context).map_err(Into::into),
+            Kind::Pieces(pieces) => {
                 pieces.poll_recv(context).map(|piece| piece.map(|piece| piece.map(Frame::data).map_err(Into::into)))
             }
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        match self {
-            Streamed::Whole(body) => body.is_end_stream(),
-            Streamed::Pieces(_) => false,
+        match &self.kind {
+            Kind::Whole(body) => body.is_end_stream(),
+            Kind::Pieces(_) => false,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match self {
-            Streamed::Whole(body) => body.size_hint(),
-            Streamed::Pieces(_) => SizeHint::default(),
+        match &self.kind {
+            Kind::Whole(body) => body.size_hint(),
+            Kind::Pieces(_) => SizeHint::default(),
         }
     }
 }

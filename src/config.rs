@@ -161,9 +161,12 @@ pub struct GatewayArgs {
     /// How often to look for changes where the database cannot ring, in milliseconds, 1 to 60000
     #[arg(long, env = "SWITCHBOARD_POLL_MS", default_value = "100", value_name = "MS")]
     pub poll_ms: String,
-    /// How many subscribers at most, 1 to 1000000
+    /// How many subscribers at most, 1 to 1000000: sockets, event streams and requests that read or wait
     #[arg(long, env = "SWITCHBOARD_SUBSCRIBERS_MAX", default_value = "20000", value_name = "COUNT")]
     pub subscribers_max: String,
+    /// How many connections at most beside those of subscribers, 1 to 100000; /healthz, /readyz and /metrics have room of their own
+    #[arg(long, env = "SWITCHBOARD_REQUESTS_MAX", default_value = "1024", value_name = "COUNT")]
+    pub requests_max: String,
     /// How many subscriptions one subscriber may have at a time, 1 to 10000
     #[arg(long, env = "SWITCHBOARD_SUBSCRIPTIONS_MAX", default_value = "100", value_name = "COUNT")]
     pub subscriptions_max: String,
@@ -211,6 +214,8 @@ pub struct Config {
     pub poll: Duration,
     /// How many subscribers at most.
     pub subscribers_max: usize,
+    /// How many connections at most beside those of subscribers.
+    pub requests_max: usize,
     /// How many subscriptions one subscriber may have at a time.
     pub subscriptions_max: usize,
     /// How many bytes of frames the hub keeps.
@@ -419,6 +424,7 @@ impl GatewayArgs {
             stop_timeout: mistakes.millis("stop-timeout-ms", &self.stop_timeout_ms, 0, 600_000),
             poll: mistakes.millis("poll-ms", &self.poll_ms, 1, 60_000),
             subscribers_max: mistakes.number("subscribers-max", &self.subscribers_max, 1, 1_000_000),
+            requests_max: mistakes.number("requests-max", &self.requests_max, 1, 100_000),
             subscriptions_max: mistakes.number("subscriptions-max", &self.subscriptions_max, 1, 10_000),
             history_bytes_max: mistakes.number("history-bytes-max", &self.history_bytes_max, 1 << 20, usize::MAX),
             snapshot_bytes_max: mistakes.number("snapshot-bytes-max", &self.snapshot_bytes_max, 1 << 20, u64::MAX),
@@ -512,6 +518,16 @@ pub const OUTBOX_BYTES_MAX: usize = 256 << 10;
 pub const SNAPSHOT_PIECE_BYTES_MAX: usize = 64 << 10;
 /// How long a client may take for its request's head.
 pub const REQUEST_PATIENCE: Duration = Duration::from_secs(10);
+/// How long it may take where it has a reserved place.
+pub const RESERVED_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a connection may be silent, at first, before it has to make room for another.
+pub const HEAD_GRACE: Duration = Duration::from_secs(1);
+/// How long a connection that has to make room may take for its last answer to be written.
+pub const LEAVE_PATIENCE: Duration = Duration::from_secs(1);
+/// How long an answer may take, to the last byte that its client takes of it, unless it is a subscriber's.
+pub const ANSWER_PATIENCE: Duration = Duration::from_secs(15);
+/// How many connections there may be beyond `--requests-max`: to be told so, or how the gateway is.
+pub const RESERVED_CONNECTIONS_MAX: usize = 64;
 /// How long a client may take to answer our closing frame.
 pub const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 /// How many subscribers are told to go at once when the gateway stops.

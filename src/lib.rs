@@ -13,9 +13,9 @@
 //! 5. Each [`subscription`] takes what is new in its history and puts it into its client's [`outbox`]. The [`subscriber`], which is the
 //!    connection, writes what waits there to its [`socket`] with one call; over plain HTTP, [`plain`] writes it into the body of an answer.
 //!
-//! A subscription that was away, or is too slow for the history, reads [`pages`] of the log, which it shares with others that are
-//! about as far, and then joins the hub; one that wants the current
-//! rows first gets them from a [`snapshot`]. The [`server`] accepts connections and hands them to subscribers. Those of `/listen` are
+//! A subscription that was away, or is too slow for the history, reads [`pages`] of the log, which it shares with others that are about
+//! as far, and then joins the hub; one that wants the current rows first gets them from a [`snapshot`]. The [`server`] accepts
+//! connections, gives each one of its [`places`], and hands them to subscribers. Those of `/listen` are
 //! served by [`listen`], which has nothing to do with the log.
 //!
 //! ```text
@@ -56,6 +56,7 @@ pub mod names;
 pub mod outbox;
 pub mod page;
 pub mod pages;
+pub mod places;
 pub mod plain;
 pub mod protocol;
 pub mod role;

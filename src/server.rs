@@ -1,11 +1,15 @@
 //! The server: accepts connections, answers what plain HTTP can answer, and hands upgraded sockets to subscribers.
 //!
+//! It always accepts. A connection has one of the [`places`], a subscriber one of the seats (`--subscribers-max`); where there
+//! is none, the answer is 503.
+//!
 //! warp routes and checks the handshake; then the raw stream is taken out of hyper's hands, read buffer and all. What it cannot promise
 //! is the end of upgraded sockets: those are tracked here. Nor has it bodies that are written as they come: its answer carries the
 //! receiving end of such a body along, and the two are put together here.
 
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io::ErrorKind;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -16,7 +20,7 @@ use hyper_util::service::TowerToHyperService;
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tungstenite::handshake::derive_accept_key;
@@ -26,27 +30,32 @@ use warp::{Filter, Rejection};
 
 use crate::answers::{Refusal, admit, allowed, error, with_header};
 use crate::body::{Streamed, Streaming};
-use crate::config::{LINK_CHECK_EVERY, REQUEST_PATIENCE};
+use crate::config::{ANSWER_PATIENCE, LEAVE_PATIENCE, LINK_CHECK_EVERY, REQUEST_PATIENCE};
 use crate::documents;
 use crate::filter::Column;
 use crate::listen::{self, Channels, LISTEN_PATIENCE};
+use crate::places::{Place, Places};
 use crate::plain::{Answer, PageRequest, Reading};
-use crate::protocol::parameters::{LISTEN, Place, SWITCH_STATUS, TABLES, parameters};
+use crate::protocol::parameters::{self, LISTEN, SWITCH_STATUS, TABLES};
 use crate::protocol::{From, Request};
 use crate::socket::Socket;
 use crate::subscriber::{self, Shared, Spoken};
 use crate::{page, plain, selection};
 
-/// How many connections may be busy with plain HTTP beside the subscribers.
-const REQUESTS_MAX: usize = 1024;
 /// How old the last doorbell of our own may be while the gateway counts as ready.
 const DOORBELL_AGE_MAX: Duration = Duration::from_secs(4 * LINK_CHECK_EVERY.as_secs());
 /// The longest head of a request, in bytes.
 const REQUEST_BYTES_MAX: usize = 16 << 10;
+/// How long nothing is accepted after the system refused to.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// What is answered though everything is full.
+const ASK_HOW_IT_IS: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
 
 struct Server {
     shared: Arc<Shared>,
     subscribers: TaskTracker,
+    /// One for each subscriber that there may be, and for each request that waits to become one.
+    seats: Arc<Semaphore>,
     channels: Arc<Channels>,
 }
 
@@ -57,20 +66,7 @@ struct Connection {
     cut: CancellationToken,
     /// Says that it ended.
     ended: CancellationToken,
-    /// Its place among those that are busy with plain HTTP.
-    place: Arc<Mutex<Option<OwnedSemaphorePermit>>>,
-}
-
-impl Connection {
-    fn new(place: OwnedSemaphorePermit) -> Connection {
-        let (cut, ended) = (CancellationToken::new(), CancellationToken::new());
-        Connection { cut, ended, place: Arc::new(Mutex::new(Some(place))) }
-    }
-
-    /// Makes room for others: from now on it counts as a subscriber.
-    fn leave_place(&self) {
-        self.place.lock().unwrap_or_else(PoisonError::into_inner).take();
-    }
+    place: Arc<Place>,
 }
 
 /// Serves until the gateway stops, then ends what is open, within the stop time-out.
@@ -80,55 +76,33 @@ pub async fn serve(socket: TcpListener, shared: Arc<Shared>) {
     let channels = Channels::new(shared.log.database());
     // Runs for ever, and holds nothing that has to be ended in order.
     let _listening = AbortOnDropHandle::new(tokio::spawn(channels.clone().run()));
-    let server = Arc::new(Server { shared, subscribers: TaskTracker::new(), channels });
+    let places = Places::new(shared.config.requests_max);
+    let seats = Arc::new(Semaphore::new(shared.config.subscribers_max));
+    let server = Arc::new(Server { shared, subscribers: TaskTracker::new(), seats, channels });
     let requests = TaskTracker::new();
-    let service = warp::service(routes(server.clone()));
-    let places = Arc::new(Semaphore::new(REQUESTS_MAX));
+    let service = TowerToHyperService::new(warp::service(routes(server.clone())));
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
-            accepted = accept(&socket, &places) => accepted,
+            accepted = socket.accept() => accepted,
         };
-        let (stream, place) = match accepted {
-            Ok(accepted) => accepted,
+        match accepted {
+            Ok((stream, _)) => {
+                // Frames are merged by us; the kernel need not wait for more. One that is broken already finds out by itself.
+                let _ = stream.set_nodelay(true);
+                let place = Arc::new(places.take());
+                requests.spawn(serve_connection(stream, place, service.clone(), stop.clone()));
+            }
+            // It was gone before it was accepted.
+            Err(error)
+                if error.kind() == ErrorKind::ConnectionAborted || error.kind() == ErrorKind::ConnectionReset => {}
             Err(error) => {
-                // Out of file descriptors, most likely: connections that end will make room.
+                // Out of file descriptors, most likely: connections that end make room.
                 tracing::error!("cannot accept a connection: {error}; raise the limit on open files if this goes on");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
+                places.make_room();
+                tokio::time::sleep(ACCEPT_PAUSE).await;
             }
-        };
-        let routes = TowerToHyperService::new(service.clone());
-        let connection = Connection::new(place);
-        let stop = stop.clone();
-        requests.spawn(async move {
-            let cut = connection.cut.clone();
-            let _ended = connection.ended.clone().drop_guard();
-            let service = service_fn(move |mut request: hyper::Request<Incoming>| {
-                request.extensions_mut().insert(connection.clone());
-                let answering = routes.call(request);
-                async move { answering.await.map(Streamed::of) }
-            });
-            let connection = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(REQUEST_PATIENCE)
-                .max_buf_size(REQUEST_BYTES_MAX)
-                .serve_connection(TokioIo::new(stream), service)
-                .with_upgrades();
-            let mut connection = std::pin::pin!(connection);
-            let ended = tokio::select! {
-                ended = connection.as_mut() => ended,
-                // Its client takes nothing, so it would not end by itself.
-                () = cut.cancelled() => return,
-                () = stop.cancelled() => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
-                }
-            };
-            if let Err(error) = ended {
-                tracing::debug!("a request ended early: {error}");
-            }
-        });
+        }
     }
     drop(socket);
     requests.close();
@@ -144,12 +118,95 @@ pub async fn serve(socket: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-async fn accept(socket: &TcpListener, places: &Arc<Semaphore>) -> std::io::Result<(TcpStream, OwnedSemaphorePermit)> {
-    let place = places.clone().acquire_owned().await.expect("nobody closes the semaphore");
-    let (stream, _) = socket.accept().await?;
-    // Frames are merged by us; the kernel need not wait for more.
-    stream.set_nodelay(true)?;
-    Ok((stream, place))
+/// Answers the requests of one connection, until it ends or becomes a WebSocket.
+async fn serve_connection<S>(stream: TcpStream, place: Arc<Place>, routes: S, stop: CancellationToken)
+where
+    S: Service<hyper::Request<Incoming>, Response = Response, Error = Infallible> + Clone,
+{
+    let connection =
+        Connection { cut: CancellationToken::new(), ended: CancellationToken::new(), place: place.clone() };
+    let (cut, _ended) = (connection.cut.clone(), connection.ended.clone().drop_guard());
+    let service = service_fn(move |request| {
+        let answering = answer(request, connection.clone(), routes.clone());
+        async move { answering.await.map(|(answer, written)| Streamed::of(answer, written)) }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(place.patience())
+        .max_buf_size(REQUEST_BYTES_MAX)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    let mut connection = std::pin::pin!(connection);
+    let mut leaves = false;
+    let mut look_at = Instant::now() + ANSWER_PATIENCE;
+    let ended = loop {
+        tokio::select! {
+            biased;
+            ended = connection.as_mut() => break ended,
+            // Its client takes nothing, so it would not end by itself.
+            () = cut.cancelled() => return,
+            () = stop.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                break connection.await;
+            }
+            () = place.leave.cancelled(), if !leaves => {
+                if !place.was_asked() {
+                    return;
+                }
+                connection.as_mut().graceful_shutdown();
+                (leaves, look_at) = (true, Instant::now() + LEAVE_PATIENCE);
+            }
+            () = sleep_until(look_at) => {
+                // One that rests is ended by hyper before that, unless its client has not taken what was written.
+                let overdue = place.since().is_some_and(|since| since.elapsed() >= ANSWER_PATIENCE);
+                if overdue || (leaves && place.is_idle()) {
+                    return;
+                }
+                look_at = place.since().map_or_else(Instant::now, Instant::from) + ANSWER_PATIENCE;
+            }
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!("a request ended early: {error}");
+    }
+}
+
+/// Answers one request, if there is room for it. What comes with the answer is dropped once it is written.
+async fn answer<S>(
+    mut request: hyper::Request<Incoming>,
+    connection: Connection,
+    routes: S,
+) -> Result<(Response, Written), Infallible>
+where
+    S: Service<hyper::Request<Incoming>, Response = Response, Error = Infallible>,
+{
+    let place = connection.place.clone();
+    let admitted = place.begin(ASK_HOW_IT_IS.contains(&request.uri().path()));
+    let written = Written(place.clone());
+    let answer = match admitted {
+        true => {
+            request.extensions_mut().insert(connection);
+            routes.call(request).await?
+        }
+        false => no_place().into_response(),
+    };
+    // Others may have more use for it.
+    let answer = if place.is_reserved() { with_header(answer, header::CONNECTION, "close") } else { answer };
+    Ok((answer, written))
+}
+
+/// Says that an answer was written, when it is dropped.
+struct Written(Arc<Place>);
+
+impl Drop for Written {
+    fn drop(&mut self) {
+        self.0.rest();
+    }
+}
+
+fn no_place() -> Refusal {
+    let remedy = "too many connections; try later, or let the operator raise --requests-max";
+    Refusal::unavailable("too_many", remedy)
 }
 
 fn routes(server: Arc<Server>) -> impl Filter<Extract = (impl Reply,), Error = Infallible> + Clone {
@@ -259,11 +316,12 @@ impl Server {
 
     /// Answers a WebSocket handshake and starts the subscriber.
     fn upgrade(&self, headers: &HeaderMap, upgrade: Option<OnUpgrade>, spoken: Spoken) -> Response {
-        if let Err(refusal) = self.check_handshake(headers, upgrade.as_ref()) {
-            return refusal.into_response();
-        }
+        let seat = match self.check_handshake(headers, upgrade.as_ref()) {
+            Ok(seat) => seat,
+            Err(refusal) => return refusal.into_response(),
+        };
         let shared = self.shared.clone();
-        self.accept(headers, upgrade, move |socket| subscriber::run(socket, spoken, shared))
+        self.accept(headers, upgrade, seat, move |socket| subscriber::run(socket, spoken, shared))
     }
 
     /// Accepts a subscriber of a channel, once PostgreSQL listens to it.
@@ -272,15 +330,16 @@ impl Server {
             Ok(channel) => channel,
             Err(refusal) => return refusal.into_response(),
         };
-        if let Err(refusal) = self.check_handshake(headers, upgrade.as_ref()) {
-            return refusal.into_response();
-        }
+        let seat = match self.check_handshake(headers, upgrade.as_ref()) {
+            Ok(seat) => seat,
+            Err(refusal) => return refusal.into_response(),
+        };
         let sitting = tokio::select! {
             sitting = timeout(LISTEN_PATIENCE, self.channels.sit(&channel)) => sitting,
             () = self.shared.stop.cancelled() => return stopping().into_response(),
         };
-        let seat = match sitting {
-            Ok(Ok(seat)) => seat,
+        let sits = match sitting {
+            Ok(Ok(sits)) => sits,
             failed => {
                 let why = match failed {
                     Ok(Err(why)) => format!("{why:#}"),
@@ -290,12 +349,11 @@ impl Server {
                 return Refusal::unavailable("not_listening", &remedy).into_response();
             }
         };
-        // Others came while this one waited.
-        if let Err(refusal) = self.check_handshake(headers, upgrade.as_ref()) {
-            return refusal.into_response();
+        if self.shared.stop.is_cancelled() {
+            return stopping().into_response();
         }
         let shared = self.shared.clone();
-        self.accept(headers, upgrade, move |socket| listen::run(socket, seat, shared))
+        self.accept(headers, upgrade, seat, move |socket| listen::run(socket, sits, shared))
     }
 
     /// The channel of an address, if it may be listened to.
@@ -312,8 +370,12 @@ impl Server {
         Ok(channel)
     }
 
-    /// Whether a WebSocket handshake (RFC 6455, 4.2) can be accepted now.
-    fn check_handshake(&self, headers: &HeaderMap, upgrade: Option<&OnUpgrade>) -> Result<(), Refusal> {
+    /// Whether a WebSocket handshake (RFC 6455, 4.2) can be accepted now; a seat for what comes of it.
+    fn check_handshake(
+        &self,
+        headers: &HeaderMap,
+        upgrade: Option<&OnUpgrade>,
+    ) -> Result<OwnedSemaphorePermit, Refusal> {
         let says = |name: header::HeaderName, word: &str| {
             let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
             values.flat_map(|value| value.split(',')).any(|value| value.trim().eq_ignore_ascii_case(word))
@@ -331,7 +393,7 @@ impl Server {
             let remedy = "only version 13 of WebSocket is spoken here";
             return Err(Refusal::new(StatusCode::UPGRADE_REQUIRED, "websocket_version", remedy));
         }
-        self.make_room()
+        self.seat()
     }
 
     /// Accepts a handshake that was checked, and serves what comes of it.
@@ -339,6 +401,7 @@ impl Server {
         &self,
         headers: &HeaderMap,
         upgrade: Option<OnUpgrade>,
+        seat: OwnedSemaphorePermit,
         serve: impl FnOnce(Socket) -> S + Send + 'static,
     ) -> Response
     where
@@ -350,7 +413,7 @@ impl Server {
         self.shared.metrics.subscriber_opened();
         let (cut, shared) = (self.shared.cut.clone(), self.shared.clone());
         // Boxed, since what waits for either of two things keeps room for the future it was given, twice.
-        self.subscribers.spawn(cut.run_until_cancelled_owned(Box::pin(run_upgraded(upgrade, shared, serve))));
+        self.subscribers.spawn(cut.run_until_cancelled_owned(Box::pin(run_upgraded(upgrade, seat, shared, serve))));
         let answer = warp::reply::with_status(warp::reply(), StatusCode::SWITCHING_PROTOCOLS).into_response();
         let answer = with_header(answer, header::UPGRADE, "websocket");
         with_header(with_header(answer, header::CONNECTION, "upgrade"), header::SEC_WEBSOCKET_ACCEPT, &accept)
@@ -368,6 +431,7 @@ impl Server {
             _ => Ok(request),
         });
         let resumes = request.as_ref().is_ok_and(|request| request.from != From::Snapshot);
+        let request = async { request.map_err(|mistake| Refusal::wrong(&mistake)) };
         let serve = async move |answer: Answer, reading| answer.events(reading, resumes).await;
         let answer = self.read(request, headers, connection, serve).await;
         // So that no proxy keeps them back, nor rewrites them.
@@ -380,39 +444,42 @@ impl Server {
 
     /// A page of commits.
     async fn changes(&self, query: &str, headers: &HeaderMap, connection: Connection) -> Response {
-        let mut page = match PageRequest::parse(query) {
+        let PageRequest { mut request, oldest, limit, wait } = match PageRequest::parse(query) {
             Ok(page) => page,
             Err(mistake) => return Refusal::wrong(&mistake).into_response(),
         };
-        if let Err(refusal) = plain::up_to_date(&self.shared).await {
-            return refusal.into_response();
-        }
-        if page.oldest {
-            page.request.from = match self.shared.log.look(0).await {
-                Ok(extent) => From::Cursor(extent.oldest.to_string()),
-                Err(failure) => {
-                    let message = format!("{failure:#}; try again, and if it stays so run \"switchboard check\"");
-                    return error(StatusCode::SERVICE_UNAVAILABLE, "failed", &message);
-                }
-            };
-        }
-        let serve = async move |answer: Answer, reading| answer.changes(reading, page.limit, page.wait).await;
-        self.read(Ok(page.request), headers, connection, serve).await
+        let request = async move {
+            plain::up_to_date(&self.shared).await?;
+            if oldest {
+                request.from = match self.shared.log.look(0).await {
+                    Ok(extent) => From::Cursor(extent.oldest.to_string()),
+                    Err(failure) => {
+                        let message = format!("{failure:#}; try again, and if it stays so run \"switchboard check\"");
+                        return Err(Refusal::unavailable("failed", &message));
+                    }
+                };
+            }
+            Ok(request)
+        };
+        let serve = async move |answer: Answer, reading| answer.changes(reading, limit, wait).await;
+        self.read(request, headers, connection, serve).await
     }
 
     /// The current rows, and where the stream goes on from them.
     async fn snapshot(&self, query: &str, headers: &HeaderMap, connection: Connection) -> Response {
-        let request = Request::snapshot(query);
-        if let Err(refusal) = plain::up_to_date(&self.shared).await {
-            return refusal.into_response();
-        }
+        let request = async {
+            let request = Request::snapshot(query).map_err(|mistake| Refusal::wrong(&mistake))?;
+            plain::up_to_date(&self.shared).await?;
+            Ok(request)
+        };
         self.read(request, headers, connection, async |answer: Answer, reading| answer.snapshot(reading).await).await
     }
 
-    /// An answer whose body is written by `serve` from a subscription.
+    /// An answer whose body is written by `serve` from a subscription. From here on it counts as one, though it may have to wait for
+    /// what is asked for and for what is said first.
     async fn read<S, F>(
         &self,
-        request: Result<Request, String>,
+        request: impl Future<Output = Result<Request, Refusal>>,
         headers: &HeaderMap,
         connection: Connection,
         serve: S,
@@ -425,21 +492,25 @@ impl Server {
             Ok(origin) => origin,
             Err(refusal) => return refusal.into_response(),
         };
-        let begun = match (self.make_room(), request) {
-            (Err(refusal), _) => return allowed(refusal, origin),
-            (_, Err(mistake)) => return allowed(Refusal::wrong(&mistake), origin),
-            (Ok(()), Ok(request)) => Reading::begin(request, self.shared.clone()).await,
-        };
-        let reading = match begun {
-            Ok(reading) => reading,
+        let seat = match self.seat() {
+            Ok(seat) => seat,
             Err(refusal) => return allowed(refusal, origin),
         };
+        connection.place.leave();
+        let begun = async { Reading::begin(request.await?, self.shared.clone()).await };
+        let reading = match begun.await {
+            Ok(reading) => reading,
+            Err(refusal) => {
+                connection.place.come_back();
+                return allowed(refusal, origin);
+            }
+        };
         self.shared.metrics.subscriber_opened();
-        connection.leave_place();
         let (body, receiver) = mpsc::channel(1);
         let serving = serve(Answer::new(self.shared.clone(), body, connection.cut.clone()), reading);
         let write_timeout = self.shared.config.write_timeout;
         let whole = async move {
+            let _seat = seat;
             serving.await;
             // hyper has yet to write the last of it. Until then the connection counts.
             if timeout(write_timeout, connection.ended.cancelled()).await.is_err() {
@@ -479,16 +550,13 @@ impl Server {
         allowed(warp::reply::json(&json!({"tables": tables})).into_response(), origin)
     }
 
-    /// Whether there is room for another subscriber.
-    fn make_room(&self) -> Result<(), Refusal> {
+    /// A seat for another subscriber.
+    fn seat(&self) -> Result<OwnedSemaphorePermit, Refusal> {
         if self.shared.stop.is_cancelled() {
             return Err(stopping());
         }
-        if self.subscribers.len() >= self.shared.config.subscribers_max {
-            let remedy = "too many subscribers; try later, or let the operator raise --subscribers-max";
-            return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "too_many", remedy));
-        }
-        Ok(())
+        let remedy = "too many subscribers; try later, or let the operator raise --subscribers-max";
+        self.seats.clone().try_acquire_owned().map_err(|_| Refusal::unavailable("too_many", remedy))
     }
 
     fn ready(&self) -> Response {
@@ -518,6 +586,7 @@ impl Server {
 /// Takes the raw stream out of hyper's hands and serves a subscriber on it.
 async fn run_upgraded<S: Future<Output = ()>>(
     upgrade: OnUpgrade,
+    _seat: OwnedSemaphorePermit,
     shared: Arc<Shared>,
     serve: impl FnOnce(Socket) -> S,
 ) {
@@ -534,8 +603,8 @@ async fn run_upgraded<S: Future<Output = ()>>(
 }
 
 /// Whether an address without parameters was left without.
-fn check_words(query: &str, place: &Place) -> Result<(), Refusal> {
-    parameters(query, place).map(drop).map_err(|mistake| Refusal::wrong(&mistake))
+fn check_words(query: &str, place: &parameters::Place) -> Result<(), Refusal> {
+    parameters::parameters(query, place).map(drop).map_err(|mistake| Refusal::wrong(&mistake))
 }
 
 fn stopping() -> Refusal {

@@ -6,6 +6,7 @@
 
 mod altered;
 mod commands;
+mod crowds;
 mod cuts;
 mod delivery;
 mod documents;

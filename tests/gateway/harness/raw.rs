@@ -103,6 +103,14 @@ impl Raw {
         String::from_utf8_lossy(&self.read).into_owned()
     }
 
+    /// The next so many bytes.
+    pub async fn exactly(&mut self, length: usize) -> String {
+        while self.read.len() < length {
+            assert!(self.more().await, "the connection ended early: {:?}", String::from_utf8_lossy(&self.read));
+        }
+        String::from_utf8(self.read.drain(..length).collect()).unwrap()
+    }
+
     pub async fn more(&mut self) -> bool {
         soon("the next bytes", self.stream.read_buf(&mut self.read)).await.is_ok_and(|count| count > 0)
     }
