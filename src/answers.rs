@@ -1,11 +1,15 @@
-//! Answers of plain HTTP: refusals that name the remedy, and which web pages may ask.
+//! Answers of plain HTTP: refusals that name the remedy, which web pages may ask, and by which name of the gateway's.
 
+use hyper::body::Incoming;
 use serde_json::{Value, json};
-use warp::http::{HeaderMap, HeaderValue, StatusCode, header};
+use warp::http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
 use warp::reply::{Reply, Response};
 
-use crate::config::Origins;
+use crate::config::{Hosts, Origins, authority_of};
 use crate::protocol::REFUSAL_CODES;
+
+/// How long a browser may go by the answer to a preflight.
+const PREFLIGHT_SECONDS: &str = "600";
 
 /// Why there is no answer to be had.
 pub struct Refusal {
@@ -63,10 +67,21 @@ pub fn for_all_origins(answer: Response) -> Response {
     with_header(answer, header::ACCESS_CONTROL_ALLOW_ORIGIN, "*")
 }
 
-/// Whether a web page of this origin may ask, where it is one that asks; its origin then, to be [`allowed`].
+/// Whether the web page that asks may, where one does; its origin then, to be [`allowed`].
+///
+/// A page can also make a browser ask without an origin, as for an image. It cannot read the answer, but each such answer costs what
+/// one costs that is read (Fetch Metadata, 2.3).
 pub fn admit(origins: &Origins, headers: &HeaderMap) -> Result<Option<HeaderValue>, Refusal> {
-    let Some(origin) = headers.get(header::ORIGIN) else { return Ok(None) };
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let Some(origin) = headers.get(header::ORIGIN) else {
+        let foreign = headers.get("sec-fetch-site").is_some_and(|site| site == "cross-site");
+        if foreign && *origins != Origins::Any {
+            let remedy = "a page of another site asked for this without saying which (as for an image, or by a link); open the \
+                          address by itself, or let that page fetch it, and the operator add its origin to --origins";
+            return Err(Refusal::new(StatusCode::FORBIDDEN, "origin", remedy));
+        }
+        return Ok(None);
+    };
     if origins.allow(origin.to_str().unwrap_or(""), host.unwrap_or("")) {
         return Ok(Some(origin.clone()));
     }
@@ -78,6 +93,56 @@ pub fn admit(origins: &Origins, headers: &HeaderMap) -> Result<Option<HeaderValu
         _ => format!("a page of {origin:?} may not do this here; let the operator add it to --origins"),
     };
     Err(Refusal::new(StatusCode::FORBIDDEN, "origin", &remedy))
+}
+
+/// Whether a request says whom it is meant for, once (RFC 9112, 3.2), and whether that is a name of this gateway's, which is
+/// `local` if only its own machine reaches it.
+pub fn check_host(hosts: &Hosts, local: bool, request: &hyper::Request<Incoming>) -> Result<(), Refusal> {
+    let mut said = request.headers().get_all(header::HOST).iter();
+    let host = match (said.next(), said.next()) {
+        // Only programs speak that, and old health checks among them.
+        (None, _) if request.version() == Version::HTTP_10 => return Ok(()),
+        (Some(host), None) => host,
+        (None, _) => return Err(Refusal::wrong("the request has no header Host; send one, as HTTP/1.1 has it")),
+        (Some(_), Some(_)) => return Err(Refusal::wrong("the request has more than one header Host; send one")),
+    };
+    let Some((name, _)) = host.to_str().ok().and_then(authority_of) else {
+        return Err(Refusal::wrong(&format!(
+            "the header Host: {host:?} is no name and port; send those of the address"
+        )));
+    };
+    // Who asks that may be a probe that knows no names.
+    if hosts.allow(&name, local) || ["/healthz", "/readyz"].contains(&request.uri().path()) {
+        return Ok(());
+    }
+    let remedy = format!(
+        "this gateway does not go by the name {name:?}; use one that it has, or let the operator add it to --hosts"
+    );
+    Err(Refusal::new(StatusCode::FORBIDDEN, "host", &remedy))
+}
+
+/// The answer to a browser that asks, for a page, whether it may send a request (Fetch Standard, 4.8), if this is such a question.
+pub fn preflight(origins: &Origins, request: &hyper::Request<Incoming>) -> Option<Response> {
+    let headers = request.headers();
+    headers.get(header::ACCESS_CONTROL_REQUEST_METHOD).filter(|_| request.method() == Method::OPTIONS)?;
+    let origin = match admit(origins, headers) {
+        Ok(origin) => origin?,
+        // Not for all origins, as other refusals are: a browser would take that for leave.
+        Err(refusal) => {
+            let mut answer = refusal.into_response();
+            answer.headers_mut().remove(header::ACCESS_CONTROL_ALLOW_ORIGIN);
+            return Some(answer);
+        }
+    };
+    let methods = if request.uri().path().starts_with("/dev/") { "POST" } else { "GET, HEAD" };
+    let answer = warp::reply::with_status(warp::reply(), StatusCode::NO_CONTENT).into_response();
+    let answer = with_header(answer, header::ACCESS_CONTROL_ALLOW_METHODS, methods);
+    let mut answer = with_header(answer, header::ACCESS_CONTROL_MAX_AGE, PREFLIGHT_SECONDS);
+    // Those that mean nothing here do no harm.
+    if let Some(asked) = headers.get(header::ACCESS_CONTROL_REQUEST_HEADERS) {
+        answer.headers_mut().insert(header::ACCESS_CONTROL_ALLOW_HEADERS, asked.clone());
+    }
+    Some(allowed(answer, Some(origin)))
 }
 
 /// Lets a page of this origin read the answer (Fetch Standard, 3.3).

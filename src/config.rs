@@ -3,6 +3,7 @@
 //! A setting is a flag and an environment variable `SWITCHBOARD_…` of the same name, and names its unit. Mistakes are collected and
 //! reported all at once. Bounds that nobody needs to set are the named constants at the end, or beside the one thing that they bound.
 
+mod asking;
 mod database_url;
 
 use std::net::SocketAddr;
@@ -11,6 +12,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+pub use self::asking::{Hosts, Origins, authority_of};
 use crate::names::{NotNames, Typed};
 
 /// Every row change of PostgreSQL, once, in commit order, over a WebSocket.
@@ -141,10 +143,14 @@ pub struct GatewayArgs {
     /// Where to accept connections, ADDRESS:PORT; port 0 picks a free one
     #[arg(long, env = "SWITCHBOARD_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDRESS:PORT")]
     pub listen: String,
-    /// The web pages that may subscribe, comma-separated, as http://HOST:PORT; beside the gateway's own and those of this machine;
-    /// * for all. Clients that are no browsers need no leave
+    /// The web pages that may subscribe, comma-separated, as http://HOST:PORT or https://*.HOST; beside the gateway's own and those
+    /// of this machine; * for all. Non-browser clients are not restricted
     #[arg(long, env = "SWITCHBOARD_ORIGINS", default_value = "", value_name = "ORIGINS")]
     pub origins: String,
+    /// The names that clients may call the gateway by, comma-separated, without ports, as HOST or *.HOST; beside localhost and
+    /// addresses; * for all [default: all, but none if --listen is an address of this machine only]
+    #[arg(long, env = "SWITCHBOARD_HOSTS", default_value = "", hide_default_value = true, value_name = "HOSTS")]
+    pub hosts: String,
     /// The channels whose notifications /listen/CHANNEL hands on, comma-separated, * for any characters and ? for any one; none by
     /// default
     #[arg(long, env = "SWITCHBOARD_LISTEN_CHANNELS", default_value = "", value_name = "CHANNELS")]
@@ -202,6 +208,8 @@ pub struct Config {
     pub database: tokio_postgres::Config,
     /// The web pages that may subscribe.
     pub origins: Origins,
+    /// The names that the gateway goes by.
+    pub hosts: Hosts,
     /// The channels that may be listened to.
     pub listen_channels: ListenChannels,
     /// How often a subscriber hears something at least.
@@ -243,29 +251,6 @@ pub struct Kept {
     pub commits: i64,
     /// So many bytes, and the rest of the commit that exceeds them.
     pub bytes: i64,
-}
-
-/// The web pages that may subscribe beside the gateway's own and those of this machine: without such a rule every page that is open in
-/// somebody's browser could read what their gateway tells (RFC 6455, 10.2).
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Origins {
-    /// All.
-    Any,
-    /// These, as `scheme://host:port`.
-    Listed(Vec<String>),
-}
-
-impl Origins {
-    /// Whether a page of this origin may subscribe at a gateway that it calls `host`.
-    pub fn allow(&self, origin: &str, host: &str) -> bool {
-        let Origins::Listed(listed) = self else { return true };
-        let Some((_, authority)) = origin.split_once("://") else { return false };
-        let name = authority.rsplit_once(':').filter(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit()));
-        let name = name.map_or(authority, |(name, _)| name);
-        authority.eq_ignore_ascii_case(host)
-            || ["localhost", "127.0.0.1", "[::1]"].contains(&name)
-            || listed.iter().any(|listed| listed.eq_ignore_ascii_case(origin))
-    }
 }
 
 /// The channels that may be listened to: patterns in which `*` stands for any characters and `?` for any one.
@@ -324,6 +309,11 @@ impl Mistakes {
             Err(_) => self.0.push(format!("--{flag}: {text:?} is not a whole number; give one from {least} to {most}")),
         }
         least
+    }
+
+    /// What a flag says, unless something is wrong with it.
+    pub fn read<T>(&mut self, flag: &str, said: Result<T, Vec<String>>) -> Option<T> {
+        said.map_err(|wrong| self.0.extend(wrong.iter().map(|wrong| format!("--{flag}: {wrong}")))).ok()
     }
 
     /// The tables that arguments name, each of them one or several with commas between them.
@@ -407,17 +397,11 @@ impl GatewayArgs {
             mistakes.0.push(format!("--listen: {text:?} is not ADDRESS:PORT; 127.0.0.1:8080 or [::]:8080 would be"));
             SocketAddr::from(([127, 0, 0, 1], 8080))
         });
-        let mut origins: Vec<&str> = self.origins.split(',').map(str::trim).collect();
-        origins.retain(|origin| !origin.is_empty());
-        for origin in origins.iter().filter(|origin| **origin != "*" && !origin.contains("://")) {
-            mistakes.0.push(format!("--origins: {origin:?} is no origin; https://app.example would be, or * for all"));
-        }
-        let any = origins.contains(&"*");
-        let origins = Origins::Listed(origins.into_iter().map(str::to_owned).collect());
         Config {
             listen,
             database,
-            origins: if any { Origins::Any } else { origins },
+            origins: mistakes.read("origins", Origins::new(&self.origins)).unwrap_or(Origins::Any),
+            hosts: mistakes.read("hosts", Hosts::new(&self.hosts)).unwrap_or_default(),
             listen_channels: ListenChannels::new(&self.listen_channels),
             heartbeat: mistakes.millis("heartbeat-ms", &self.heartbeat_ms, 100, 600_000),
             write_timeout: mistakes.millis("write-timeout-ms", &self.write_timeout_ms, 100, 600_000),
@@ -579,26 +563,14 @@ mod tests {
     }
 
     #[test]
-    fn a_page_may_subscribe_from_the_gateway_this_machine_and_the_origins_listed() {
-        let (config, mistakes) = gateway(&["--origins", "https://app.example, http://b.example:81"]);
-        assert!(mistakes.0.is_empty());
+    fn wrong_origins_and_hosts_are_mistakes_of_their_flags() {
+        let (_, mistakes) = gateway(&["--origins", "app.example,null", "--hosts", "http://feed.example"]);
 
-        let allowed = |origin| config.origins.allow(origin, "feed.example:8080");
-        for origin in ["http://feed.example:8080", "http://localhost:5173", "http://[::1]:1", "https://app.example"] {
-            assert!(allowed(origin), "{origin}");
+        let begin = ["--origins: \"app.example\" ", "--origins: \"null\" ", "--hosts: \"http://feed.example\" "];
+        assert_eq!(mistakes.0.len(), begin.len(), "{mistakes:?}");
+        for (mistake, begin) in mistakes.0.iter().zip(begin) {
+            assert!(mistake.starts_with(begin), "{mistake}");
         }
-        for origin in [
-            "http://feed.example",
-            "https://evil.example",
-            "null",
-            "",
-            "http://localhost.evil.example",
-            "https://b.example:81",
-        ] {
-            assert!(!allowed(origin), "{origin}");
-        }
-        assert!(gateway(&["--origins", "*"]).0.origins.allow("null", "x"));
-        assert_eq!(gateway(&["--origins", "app.example"]).1.0.len(), 1);
     }
 
     #[test]

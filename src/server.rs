@@ -24,11 +24,11 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tungstenite::handshake::derive_accept_key;
-use warp::http::{HeaderMap, StatusCode, header};
+use warp::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use warp::reply::{Reply, Response};
 use warp::{Filter, Rejection};
 
-use crate::answers::{Refusal, admit, allowed, error, with_header};
+use crate::answers::{Refusal, admit, allowed, check_host, error, preflight, with_header};
 use crate::body::{Streamed, Streaming};
 use crate::config::{ANSWER_PATIENCE, LEAVE_PATIENCE, LINK_CHECK_EVERY, REQUEST_PATIENCE};
 use crate::documents;
@@ -67,6 +67,15 @@ struct Connection {
     /// Says that it ended.
     ended: CancellationToken,
     place: Arc<Place>,
+    /// Whether only the head of the answer is wanted.
+    head: bool,
+}
+
+/// What decides whether a request is answered.
+struct Door {
+    shared: Arc<Shared>,
+    /// Whether only its own machine reaches the gateway.
+    local: bool,
 }
 
 /// Serves until the gateway stops, then ends what is open, within the stop time-out.
@@ -78,6 +87,9 @@ pub async fn serve(socket: TcpListener, shared: Arc<Shared>) {
     let _listening = AbortOnDropHandle::new(tokio::spawn(channels.clone().run()));
     let places = Places::new(shared.config.requests_max);
     let seats = Arc::new(Semaphore::new(shared.config.subscribers_max));
+    // Without an address it would not have been bound.
+    let local = socket.local_addr().is_ok_and(|address| address.ip().to_canonical().is_loopback());
+    let door = Arc::new(Door { shared: shared.clone(), local });
     let server = Arc::new(Server { shared, subscribers: TaskTracker::new(), seats, channels });
     let requests = TaskTracker::new();
     let service = TowerToHyperService::new(warp::service(routes(server.clone())));
@@ -91,7 +103,7 @@ pub async fn serve(socket: TcpListener, shared: Arc<Shared>) {
                 // Frames are merged by us; the kernel need not wait for more. One that is broken already finds out by itself.
                 let _ = stream.set_nodelay(true);
                 let place = Arc::new(places.take());
-                requests.spawn(serve_connection(stream, place, service.clone(), stop.clone()));
+                requests.spawn(serve_connection(stream, place, door.clone(), service.clone()));
             }
             // It was gone before it was accepted.
             Err(error)
@@ -119,16 +131,24 @@ pub async fn serve(socket: TcpListener, shared: Arc<Shared>) {
 }
 
 /// Answers the requests of one connection, until it ends or becomes a WebSocket.
-async fn serve_connection<S>(stream: TcpStream, place: Arc<Place>, routes: S, stop: CancellationToken)
+async fn serve_connection<S>(stream: TcpStream, place: Arc<Place>, door: Arc<Door>, routes: S)
 where
     S: Service<hyper::Request<Incoming>, Response = Response, Error = Infallible> + Clone,
 {
-    let connection =
-        Connection { cut: CancellationToken::new(), ended: CancellationToken::new(), place: place.clone() };
+    let connection = Connection {
+        cut: CancellationToken::new(),
+        ended: CancellationToken::new(),
+        place: place.clone(),
+        head: false,
+    };
+    let stop = door.shared.stop.clone();
     let (cut, _ended) = (connection.cut.clone(), connection.ended.clone().drop_guard());
     let service = service_fn(move |request| {
-        let answering = answer(request, connection.clone(), routes.clone());
-        async move { answering.await.map(|(answer, written)| Streamed::of(answer, written)) }
+        let (door, routes, connection) = (door.clone(), routes.clone(), connection.clone());
+        async move {
+            let (answer, written) = door.answer(request, connection, routes).await?;
+            Ok::<_, Infallible>(Streamed::of(answer, written))
+        }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -171,28 +191,52 @@ where
     }
 }
 
-/// Answers one request, if there is room for it. What comes with the answer is dropped once it is written.
-async fn answer<S>(
-    mut request: hyper::Request<Incoming>,
-    connection: Connection,
-    routes: S,
-) -> Result<(Response, Written), Infallible>
-where
-    S: Service<hyper::Request<Incoming>, Response = Response, Error = Infallible>,
-{
-    let place = connection.place.clone();
-    let admitted = place.begin(ASK_HOW_IT_IS.contains(&request.uri().path()));
-    let written = Written(place.clone());
-    let answer = match admitted {
-        true => {
-            request.extensions_mut().insert(connection);
-            routes.call(request).await?
+impl Door {
+    /// Answers one request, if there is room for it and it may be answered. What comes with the answer is dropped once it is written.
+    async fn answer<S>(
+        &self,
+        mut request: hyper::Request<Incoming>,
+        connection: Connection,
+        routes: S,
+    ) -> Result<(Response, Written), Infallible>
+    where
+        S: Service<hyper::Request<Incoming>, Response = Response, Error = Infallible>,
+    {
+        let place = connection.place.clone();
+        let admitted = self.admit(&mut request, &place);
+        let written = Written(place.clone());
+        let answer = match admitted {
+            Ok(Some(answer)) => answer,
+            Ok(None) => {
+                let connection = Connection { head: request.method() == Method::HEAD, ..connection };
+                if connection.head {
+                    // hyper leaves the body out. A handshake it is not (RFC 6455, 4.1).
+                    *request.method_mut() = Method::GET;
+                    request.extensions_mut().remove::<OnUpgrade>();
+                }
+                request.extensions_mut().insert(connection);
+                routes.call(request).await?
+            }
+            Err(refusal) => refusal.into_response(),
+        };
+        // Others may have more use for it.
+        let answer = if place.is_reserved() { with_header(answer, header::CONNECTION, "close") } else { answer };
+        Ok((answer, written))
+    }
+
+    /// Whether a request may be answered; the answer, if it needs nothing else.
+    fn admit(&self, request: &mut hyper::Request<Incoming>, place: &Place) -> Result<Option<Response>, Refusal> {
+        if !place.begin(ASK_HOW_IT_IS.contains(&request.uri().path())) {
+            return Err(no_place());
         }
-        false => no_place().into_response(),
-    };
-    // Others may have more use for it.
-    let answer = if place.is_reserved() { with_header(answer, header::CONNECTION, "close") } else { answer };
-    Ok((answer, written))
+        // What a request for a proxy says there is what counts (RFC 9112, 3.2.2).
+        let target = request.uri().authority().and_then(|target| HeaderValue::from_str(target.as_str()).ok());
+        if let Some(target) = target {
+            request.headers_mut().insert(header::HOST, target);
+        }
+        check_host(&self.shared.config.hosts, self.local, request)?;
+        Ok(preflight(&self.shared.config.origins, request))
+    }
 }
 
 /// Says that an answer was written, when it is dropped.
@@ -431,9 +475,8 @@ impl Server {
             _ => Ok(request),
         });
         let resumes = request.as_ref().is_ok_and(|request| request.from != From::Snapshot);
-        let request = async { request.map_err(|mistake| Refusal::wrong(&mistake)) };
         let serve = async move |answer: Answer, reading| answer.events(reading, resumes).await;
-        let answer = self.read(request, headers, connection, serve).await;
+        let answer = self.read(request, async |request| Ok(request), headers, connection, serve).await;
         // So that no proxy keeps them back, nor rewrites them.
         let answer = with_header(answer, header::HeaderName::from_static("x-accel-buffering"), "no");
         match answer.status() {
@@ -444,11 +487,11 @@ impl Server {
 
     /// A page of commits.
     async fn changes(&self, query: &str, headers: &HeaderMap, connection: Connection) -> Response {
-        let PageRequest { mut request, oldest, limit, wait } = match PageRequest::parse(query) {
+        let PageRequest { request, oldest, limit, wait } = match PageRequest::parse(query) {
             Ok(page) => page,
             Err(mistake) => return Refusal::wrong(&mistake).into_response(),
         };
-        let request = async move {
+        let begin = async |mut request: Request| {
             plain::up_to_date(&self.shared).await?;
             if oldest {
                 request.from = match self.shared.log.look(0).await {
@@ -462,24 +505,22 @@ impl Server {
             Ok(request)
         };
         let serve = async move |answer: Answer, reading| answer.changes(reading, limit, wait).await;
-        self.read(request, headers, connection, serve).await
+        self.read(Ok(request), begin, headers, connection, serve).await
     }
 
     /// The current rows, and where the stream goes on from them.
     async fn snapshot(&self, query: &str, headers: &HeaderMap, connection: Connection) -> Response {
-        let request = async {
-            let request = Request::snapshot(query).map_err(|mistake| Refusal::wrong(&mistake))?;
-            plain::up_to_date(&self.shared).await?;
-            Ok(request)
-        };
-        self.read(request, headers, connection, async |answer: Answer, reading| answer.snapshot(reading).await).await
+        let begin = async |request| plain::up_to_date(&self.shared).await.map(|()| request);
+        let serve = async |answer: Answer, reading| answer.snapshot(reading).await;
+        self.read(Request::snapshot(query), begin, headers, connection, serve).await
     }
 
     /// An answer whose body is written by `serve` from a subscription. From here on it counts as one, though it may have to wait for
-    /// what is asked for and for what is said first.
+    /// what `begin` waits for, and for what is said first.
     async fn read<S, F>(
         &self,
-        request: impl Future<Output = Result<Request, Refusal>>,
+        request: Result<Request, String>,
+        begin: impl AsyncFnOnce(Request) -> Result<Request, Refusal>,
         headers: &HeaderMap,
         connection: Connection,
         serve: S,
@@ -496,8 +537,15 @@ impl Server {
             Ok(seat) => seat,
             Err(refusal) => return allowed(refusal, origin),
         };
+        let request = match request {
+            Ok(request) => request,
+            Err(mistake) => return allowed(Refusal::wrong(&mistake), origin),
+        };
+        if connection.head {
+            return readable(warp::reply().into_response(), origin);
+        }
         connection.place.leave();
-        let begun = async { Reading::begin(request.await?, self.shared.clone()).await };
+        let begun = async { Reading::begin(begin(request).await?, self.shared.clone()).await };
         let reading = match begun.await {
             Ok(reading) => reading,
             Err(refusal) => {
@@ -520,10 +568,8 @@ impl Server {
         self.subscribers.spawn(self.shared.cut.clone().run_until_cancelled_owned(Box::pin(whole)));
         let mut answer = warp::reply().into_response();
         answer.extensions_mut().insert(Streaming(Arc::new(Mutex::new(Some(receiver)))));
-        let answer = with_header(answer, header::CONTENT_TYPE, "application/json");
         // The connection left its place, so it cannot ask for anything else.
-        let answer = with_header(answer, header::CONNECTION, "close");
-        allowed(with_header(answer, header::CACHE_CONTROL, "no-cache, no-transform"), origin)
+        readable(with_header(answer, header::CONNECTION, "close"), origin)
     }
 
     /// The watched tables, their keys and their columns.
@@ -583,6 +629,12 @@ impl Server {
     }
 }
 
+/// An answer of rows or changes.
+fn readable(answer: Response, origin: Option<HeaderValue>) -> Response {
+    let answer = with_header(answer, header::CONTENT_TYPE, "application/json");
+    allowed(with_header(answer, header::CACHE_CONTROL, "no-cache, no-transform"), origin)
+}
+
 /// Takes the raw stream out of hyper's hands and serves a subscriber on it.
 async fn run_upgraded<S: Future<Output = ()>>(
     upgrade: OnUpgrade,
@@ -613,7 +665,8 @@ fn stopping() -> Refusal {
 
 async fn refuse(rejection: Rejection) -> Result<Response, Infallible> {
     if rejection.find::<warp::reject::MethodNotAllowed>().is_some() {
-        return Ok(error(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "use GET"));
+        let answer = error(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "use GET");
+        return Ok(with_header(answer, header::ALLOW, "GET, HEAD"));
     }
     if rejection.is_not_found() {
         let here = "there is nothing at this address; there is / (a page), /client.js, /client.d.ts, /v1/feed, /v1/changes, /v1/snapshot, /v1/tables, /switch/status, /listen/CHANNEL, /healthz, /readyz, /metrics, /asyncapi.json, /openapi.json, /frames.schema.json";

@@ -37,11 +37,12 @@ pub const ERROR_CODES: [&str; 8] = [
 ];
 
 /// The codes of refused requests. What they mean stands there too.
-pub const REFUSAL_CODES: [&str; 16] = [
+pub const REFUSAL_CODES: [&str; 17] = [
     "bad_request",
     "channel",
     "failed",
     "gone",
+    "host",
     "method_not_allowed",
     "no_table",
     "not_flipped",

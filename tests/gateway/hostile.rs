@@ -136,9 +136,9 @@ async fn the_largest_message_allowed_is_answered() {
 #[tokio::test]
 async fn what_is_no_request_is_refused_or_cut_off() {
     let (db, gateway, mut witness) = gateway_with_witness(|_| {}).await;
-    let long_line = format!("GET /{} HTTP/1.1\r\nhost: x\r\n\r\n", "a".repeat(100_000));
-    let long_header = format!("GET /healthz HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n", "a".repeat(100_000));
-    let many_headers = format!("GET /healthz HTTP/1.1\r\nhost: x\r\n{}\r\n", "x: y\r\n".repeat(1000));
+    let long_line = format!("GET /{} HTTP/1.1\r\nhost: localhost\r\n\r\n", "a".repeat(100_000));
+    let long_header = format!("GET /healthz HTTP/1.1\r\nhost: localhost\r\nx: {}\r\n\r\n", "a".repeat(100_000));
+    let many_headers = format!("GET /healthz HTTP/1.1\r\nhost: localhost\r\n{}\r\n", "x: y\r\n".repeat(1000));
 
     for (what, bytes) in [
         ("garbage", b"\x00\x01\x02\xff\r\n\r\n".to_vec()),
@@ -164,7 +164,7 @@ async fn a_request_that_never_ends_is_cut_off() {
     let (db, gateway, mut witness) = gateway_with_witness(|_| {}).await;
     let mut silent = Raw::connect(gateway.address).await;
     let mut slow = Raw::connect(gateway.address).await;
-    slow.write(b"GET /v1/feed HTTP/1.1\r\nhost: x\r\nx-never: ").await;
+    slow.write(b"GET /v1/feed HTTP/1.1\r\nhost: localhost\r\nx-never: ").await;
 
     gets_the_next_change(&db, &mut witness).await;
 
@@ -442,7 +442,7 @@ async fn those_who_follow_over_plain_http_leave_room_for_requests() {
             true => "GET /v1/feed?from=now&table=switch HTTP/1.1\r\naccept: text/event-stream".to_owned(),
             false => format!("GET /v1/changes?wait=60&table=switch&from={cursor} HTTP/1.1"),
         };
-        raw.write(format!("{request}\r\nhost: x\r\n\r\n").as_bytes()).await;
+        raw.write(format!("{request}\r\nhost: localhost\r\n\r\n").as_bytes()).await;
         following.push(raw);
     }
 

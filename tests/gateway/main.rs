@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod altered;
+mod asking;
 mod commands;
 mod crowds;
 mod cuts;

@@ -38,7 +38,7 @@ async fn flip(gateway: &Gateway, id: &str, lines: &str) -> (u16, String, String)
 async fn dev(db: &Database) -> Gateway {
     Gateway::start_with(db, |config| {
         config.dev = true;
-        config.origins = Origins::Listed(vec!["https://app.example".into()]);
+        config.origins = Origins::new("https://app.example").unwrap();
     })
     .await
 }

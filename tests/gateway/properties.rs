@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use serde_json::Value;
 use serde_json::value::RawValue;
 use switchboard::change::{Change, Cursor, Op, Part, Place, Position, Table, TableName};
-use switchboard::config::Origins;
+use switchboard::config::{Hosts, Origins};
 use switchboard::filter;
 use switchboard::hub::{Hub, Joined, News};
 use switchboard::log::Visible;
@@ -449,8 +449,9 @@ proptest! {
             for name in ["table", "from", "on_reset", "where"] {
                 let _ = Request::parse(&format!("{name}={text}"));
             }
-            let _ = Origins::Listed(vec![other.clone()]).allow(text, &wild);
+            let _ = Origins::new(&other).map(|origins| origins.allow(text, &wild));
             let _ = Origins::Listed(Vec::new()).allow(&format!("http://{text}"), text);
+            let _ = Hosts::new(text).map(|hosts| hosts.allow(&wild, true));
         }
     }
 

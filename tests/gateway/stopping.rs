@@ -60,7 +60,7 @@ async fn a_connection_that_is_open_already_hears_that_the_gateway_stops() {
     let db = Database::with_switch().await;
     let mut gateway = Gateway::start(&db).await;
     let mut open = Raw::connect(gateway.address).await;
-    open.write(b"GET /readyz HTTP/1.1\r\nhost: x\r\n").await;
+    open.write(b"GET /readyz HTTP/1.1\r\nhost: localhost\r\n").await;
 
     gateway.begin_to_stop();
     until("it has stopped to accept", async || TcpStream::connect(gateway.address).await.is_err()).await;
