@@ -94,6 +94,11 @@ impl Flipper {
         if let Err(refusal) = admit(&self.origins, headers) {
             return refusal.into_response();
         }
+        if headers.get("x-switchboard").is_none_or(|value| value != "dev") {
+            let remedy =
+                "a click has to send the header \"X-Switchboard: dev\", which no form of a foreign page can send";
+            return error(StatusCode::BAD_REQUEST, "bad_request", remedy);
+        }
         let Ok(number) = id.parse() else {
             let mistake = format!("{id:?} is no id of a switch; give a whole number");
             return error(StatusCode::BAD_REQUEST, "bad_request", &mistake);

@@ -483,7 +483,7 @@ function makeFlip(button, { id, name, status }) {
 async function flip(id, button) {
   button.setAttribute("aria-busy", "true");
   try {
-    const answer = await fetch(`dev/switch/${id}/flip`, { method: "POST" });
+    const answer = await fetch(`dev/switch/${id}/flip`, { method: "POST", headers: { "X-Switchboard": "dev" } });
     if (!answer.ok) say((await answer.json()).error.message);
   } catch (error) {
     say(`The switch was not flipped: ${error.message}.`);

@@ -29,6 +29,11 @@ async fn ask(gateway: &Gateway, request: &str, lines: &str) -> (u16, String, Str
 
 /// The status that a click gets, and code and message of a refusal.
 async fn flip(gateway: &Gateway, id: &str, lines: &str) -> (u16, String, String) {
+    bare_flip(gateway, id, &format!("x-switchboard: dev\r\n{lines}")).await
+}
+
+/// The same without the header that a click of the page has.
+async fn bare_flip(gateway: &Gateway, id: &str, lines: &str) -> (u16, String, String) {
     let (status, _, body) = ask(gateway, &format!("POST /dev/switch/{id}/flip"), lines).await;
     let body: Value = if body.is_empty() { json!({}) } else { serde_json::from_str(&body).unwrap() };
     let text = |name: &str| body["error"][name].as_str().unwrap_or_default().to_owned();
@@ -143,6 +148,27 @@ async fn pages_of_foreign_origins_flip_nothing() {
         assert_eq!(from(origin).await.0, 204, "{origin}");
         assert_ne!(on().await, before, "{origin}");
     }
+}
+
+#[tokio::test]
+async fn what_a_form_can_send_flips_nothing() {
+    let db = Database::with_switch().await;
+    let gateway = dev(&db).await;
+    let own = format!("origin: http://{}\r\n", gateway.address);
+
+    for lines in [
+        "",
+        &own,
+        "content-type: application/x-www-form-urlencoded\r\ncontent-length: 0\r\n",
+        "content-type: text/plain\r\ncontent-length: 0\r\n",
+        "x-switchboard: 1\r\n",
+    ] {
+        let (status, code, message) = bare_flip(&gateway, "2", lines).await;
+        assert_eq!((status, code.as_str()), (400, "bad_request"), "{lines}");
+        assert!(message.contains("X-Switchboard: dev"), "{message}");
+    }
+
+    assert!(!db.value::<bool>("select status from switch where id = 2").await);
 }
 
 #[tokio::test]
