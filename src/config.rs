@@ -5,6 +5,7 @@
 
 mod asking;
 mod database_url;
+mod networks;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 pub use self::asking::{Hosts, Origins, authority_of};
+pub use self::networks::Networks;
 use crate::names::{NotNames, Typed};
 
 /// Every row change of PostgreSQL, once, in commit order, over a WebSocket.
@@ -173,6 +175,13 @@ pub struct GatewayArgs {
     /// How many connections at most beside those of subscribers, 1 to 100000; /healthz, /readyz and /metrics have room of their own
     #[arg(long, env = "SWITCHBOARD_REQUESTS_MAX", default_value = "1024", value_name = "COUNT")]
     pub requests_max: String,
+    /// How many connections at most from one address, 1 to 1000000; of version 6 from one /64; not counted from this machine
+    #[arg(long, env = "SWITCHBOARD_CONNECTIONS_PER_ADDRESS_MAX", default_value = "1000", value_name = "COUNT")]
+    pub connections_per_address_max: String,
+    /// The proxies whose X-Forwarded-For, or else Forwarded, says who asks, comma-separated, as 10.1.2.3 or 10.0.0.0/8; others are
+    /// not believed
+    #[arg(long, env = "SWITCHBOARD_TRUSTED_PROXIES", default_value = "", value_name = "NETWORKS")]
+    pub trusted_proxies: String,
     /// How many subscriptions one subscriber may have at a time, 1 to 10000
     #[arg(long, env = "SWITCHBOARD_SUBSCRIPTIONS_MAX", default_value = "100", value_name = "COUNT")]
     pub subscriptions_max: String,
@@ -224,6 +233,10 @@ pub struct Config {
     pub subscribers_max: usize,
     /// How many connections at most beside those of subscribers.
     pub requests_max: usize,
+    /// How many connections at most from one address.
+    pub connections_per_address_max: usize,
+    /// The proxies that say who asks.
+    pub trusted_proxies: Networks,
     /// How many subscriptions one subscriber may have at a time.
     pub subscriptions_max: usize,
     /// How many bytes of frames the hub keeps.
@@ -409,6 +422,13 @@ impl GatewayArgs {
             poll: mistakes.millis("poll-ms", &self.poll_ms, 1, 60_000),
             subscribers_max: mistakes.number("subscribers-max", &self.subscribers_max, 1, 1_000_000),
             requests_max: mistakes.number("requests-max", &self.requests_max, 1, 100_000),
+            connections_per_address_max: mistakes.number(
+                "connections-per-address-max",
+                &self.connections_per_address_max,
+                1,
+                1_000_000,
+            ),
+            trusted_proxies: mistakes.read("trusted-proxies", Networks::new(&self.trusted_proxies)).unwrap_or_default(),
             subscriptions_max: mistakes.number("subscriptions-max", &self.subscriptions_max, 1, 10_000),
             history_bytes_max: mistakes.number("history-bytes-max", &self.history_bytes_max, 1 << 20, usize::MAX),
             snapshot_bytes_max: mistakes.number("snapshot-bytes-max", &self.snapshot_bytes_max, 1 << 20, u64::MAX),
@@ -563,10 +583,22 @@ mod tests {
     }
 
     #[test]
-    fn wrong_origins_and_hosts_are_mistakes_of_their_flags() {
-        let (_, mistakes) = gateway(&["--origins", "app.example,null", "--hosts", "http://feed.example"]);
+    fn wrong_origins_hosts_and_proxies_are_mistakes_of_their_flags() {
+        let (_, mistakes) = gateway(&[
+            "--origins",
+            "app.example,null",
+            "--hosts",
+            "http://feed.example",
+            "--trusted-proxies",
+            "proxy.example",
+        ]);
 
-        let begin = ["--origins: \"app.example\" ", "--origins: \"null\" ", "--hosts: \"http://feed.example\" "];
+        let begin = [
+            "--origins: \"app.example\" ",
+            "--origins: \"null\" ",
+            "--hosts: \"http://feed.example\" ",
+            "--trusted-proxies: \"proxy.example\" ",
+        ];
         assert_eq!(mistakes.0.len(), begin.len(), "{mistakes:?}");
         for (mistake, begin) in mistakes.0.iter().zip(begin) {
             assert!(mistake.starts_with(begin), "{mistake}");

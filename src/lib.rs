@@ -15,7 +15,7 @@
 //!
 //! A subscription that was away, or is too slow for the history, reads [`pages`] of the log, which it shares with others that are about
 //! as far, and then joins the hub; one that wants the current rows first gets them from a [`snapshot`]. The [`server`] accepts
-//! connections, gives each one of its [`places`], and hands them to subscribers. Those of `/listen` are
+//! connections, gives each one of its [`places`] ([`addresses`] counts whom they come from), and hands them to subscribers. Those of `/listen` are
 //! served by [`listen`], which has nothing to do with the log.
 //!
 //! ```text
@@ -36,6 +36,7 @@
 //! and told, [`config`] holds every setting and bound, [`metrics`] what is counted and logged, [`install`] and [`check`] are the commands
 //! for a database, [`local`] and [`dev`] the private PostgreSQL of `switchboard dev` and of the tests.
 
+pub mod addresses;
 pub mod answers;
 pub mod body;
 pub mod change;

@@ -37,6 +37,8 @@ pub struct Place {
     places: Arc<Places>,
     /// Says that the connection has to make room.
     pub leave: CancellationToken,
+    /// Whether it may not have an ordinary one.
+    pub unwanted: bool,
     spot: Mutex<Spot>,
 }
 
@@ -59,12 +61,12 @@ impl Places {
         Arc::new(Places { requests_max, state: Mutex::default() })
     }
 
-    /// A place for a connection that was accepted.
-    pub fn take(self: &Arc<Places>) -> Place {
+    /// A place for a connection that was accepted; a reserved one for one that is `unwanted` where others have room.
+    pub fn take(self: &Arc<Places>, unwanted: bool) -> Place {
         let leave = CancellationToken::new();
         let mut state = self.lock();
         let number = state.number();
-        let spot = if self.room(&mut state) {
+        let spot = if !unwanted && self.room(&mut state) {
             state.taken += 1;
             state.silent.insert(number, (Instant::now(), leave.clone()));
             Spot::Silent(number)
@@ -78,7 +80,7 @@ impl Places {
             Spot::Reserved(number)
         };
         drop(state);
-        Place { places: self.clone(), leave, spot: Mutex::new(spot) }
+        Place { places: self.clone(), leave, unwanted, spot: Mutex::new(spot) }
     }
 
     /// Makes some room where there is any to be made, such as after the system refused another open file.
@@ -128,7 +130,7 @@ impl Place {
     pub fn begin(&self, asks_how_it_is: bool) -> bool {
         self.change(|spot, places, state| match spot {
             Spot::Reserved(_) if asks_how_it_is => (spot, true),
-            Spot::Reserved(_) if !places.room(state) => (spot, false),
+            Spot::Reserved(_) if self.unwanted || !places.room(state) => (spot, false),
             Spot::Reserved(_) => {
                 state.taken += 1;
                 (Spot::Busy(Instant::now()), true)

@@ -9,6 +9,7 @@
 
 use std::convert::Infallible;
 use std::io::ErrorKind;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -28,6 +29,7 @@ use warp::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use warp::reply::{Reply, Response};
 use warp::{Filter, Rejection};
 
+use crate::addresses::{Addresses, Counted, TooMany};
 use crate::answers::{Refusal, admit, allowed, check_host, error, preflight, with_header};
 use crate::body::{Streamed, Streaming};
 use crate::config::{ANSWER_PATIENCE, LEAVE_PATIENCE, LINK_CHECK_EVERY, REQUEST_PATIENCE};
@@ -67,13 +69,25 @@ struct Connection {
     /// Says that it ended.
     ended: CancellationToken,
     place: Arc<Place>,
+    peer: IpAddr,
+    /// It, or what a proxy asks on it, as it is counted.
+    counted: Option<Arc<Counted>>,
     /// Whether only the head of the answer is wanted.
     head: bool,
+}
+
+/// A connection that can become a WebSocket, and as what it is counted then.
+#[derive(Clone)]
+struct Upgrading {
+    stream: OnUpgrade,
+    counted: Option<Arc<Counted>>,
 }
 
 /// What decides whether a request is answered.
 struct Door {
     shared: Arc<Shared>,
+    places: Arc<Places>,
+    addresses: Arc<Addresses>,
     /// Whether only its own machine reaches the gateway.
     local: bool,
 }
@@ -89,7 +103,8 @@ pub async fn serve(socket: TcpListener, shared: Arc<Shared>) {
     let seats = Arc::new(Semaphore::new(shared.config.subscribers_max));
     // Without an address it would not have been bound.
     let local = socket.local_addr().is_ok_and(|address| address.ip().to_canonical().is_loopback());
-    let door = Arc::new(Door { shared: shared.clone(), local });
+    let addresses = Addresses::new(shared.config.trusted_proxies.clone(), shared.config.connections_per_address_max);
+    let door = Arc::new(Door { shared: shared.clone(), places: places.clone(), addresses, local });
     let server = Arc::new(Server { shared, subscribers: TaskTracker::new(), seats, channels });
     let requests = TaskTracker::new();
     let service = TowerToHyperService::new(warp::service(routes(server.clone())));
@@ -99,11 +114,10 @@ pub async fn serve(socket: TcpListener, shared: Arc<Shared>) {
             accepted = socket.accept() => accepted,
         };
         match accepted {
-            Ok((stream, _)) => {
+            Ok((stream, peer)) => {
                 // Frames are merged by us; the kernel need not wait for more. One that is broken already finds out by itself.
                 let _ = stream.set_nodelay(true);
-                let place = Arc::new(places.take());
-                requests.spawn(serve_connection(stream, place, door.clone(), service.clone()));
+                requests.spawn(serve_connection(stream, door.enter(peer.ip()), door.clone(), service.clone()));
             }
             // It was gone before it was accepted.
             Err(error)
@@ -131,16 +145,11 @@ pub async fn serve(socket: TcpListener, shared: Arc<Shared>) {
 }
 
 /// Answers the requests of one connection, until it ends or becomes a WebSocket.
-async fn serve_connection<S>(stream: TcpStream, place: Arc<Place>, door: Arc<Door>, routes: S)
+async fn serve_connection<S>(stream: TcpStream, connection: Connection, door: Arc<Door>, routes: S)
 where
     S: Service<hyper::Request<Incoming>, Response = Response, Error = Infallible> + Clone,
 {
-    let connection = Connection {
-        cut: CancellationToken::new(),
-        ended: CancellationToken::new(),
-        place: place.clone(),
-        head: false,
-    };
+    let place = connection.place.clone();
     let stop = door.shared.stop.clone();
     let (cut, _ended) = (connection.cut.clone(), connection.ended.clone().drop_guard());
     let service = service_fn(move |request| {
@@ -192,6 +201,14 @@ where
 }
 
 impl Door {
+    /// Lets a connection in; one too many from its address only to be told so.
+    fn enter(&self, peer: IpAddr) -> Connection {
+        let counted = self.addresses.connected(peer);
+        let place = Arc::new(self.places.take(counted.is_err()));
+        let (cut, ended) = (CancellationToken::new(), CancellationToken::new());
+        Connection { cut, ended, place, peer, counted: counted.unwrap_or(None).map(Arc::new), head: false }
+    }
+
     /// Answers one request, if there is room for it and it may be answered. What comes with the answer is dropped once it is written.
     async fn answer<S>(
         &self,
@@ -202,17 +219,21 @@ impl Door {
     where
         S: Service<hyper::Request<Incoming>, Response = Response, Error = Infallible>,
     {
+        let mut connection = connection;
         let place = connection.place.clone();
-        let admitted = self.admit(&mut request, &place);
-        let written = Written(place.clone());
+        let admitted = self.admit(&mut request, &mut connection);
+        let written = Written { place: place.clone(), _counted: connection.counted.clone() };
         let answer = match admitted {
             Ok(Some(answer)) => answer,
             Ok(None) => {
-                let connection = Connection { head: request.method() == Method::HEAD, ..connection };
+                let stream = request.extensions_mut().remove::<OnUpgrade>();
+                connection.head = request.method() == Method::HEAD;
                 if connection.head {
                     // hyper leaves the body out. A handshake it is not (RFC 6455, 4.1).
                     *request.method_mut() = Method::GET;
-                    request.extensions_mut().remove::<OnUpgrade>();
+                } else if let Some(stream) = stream {
+                    let counted = connection.counted.clone();
+                    request.extensions_mut().insert(Upgrading { stream, counted });
                 }
                 request.extensions_mut().insert(connection);
                 routes.call(request).await?
@@ -225,9 +246,21 @@ impl Door {
     }
 
     /// Whether a request may be answered; the answer, if it needs nothing else.
-    fn admit(&self, request: &mut hyper::Request<Incoming>, place: &Place) -> Result<Option<Response>, Refusal> {
-        if !place.begin(ASK_HOW_IT_IS.contains(&request.uri().path())) {
-            return Err(no_place());
+    fn admit(
+        &self,
+        request: &mut hyper::Request<Incoming>,
+        connection: &mut Connection,
+    ) -> Result<Option<Response>, Refusal> {
+        let asks_how_it_is = ASK_HOW_IT_IS.contains(&request.uri().path());
+        if !connection.place.begin(asks_how_it_is) {
+            return Err(if connection.place.unwanted { too_many_from(connection.peer) } else { no_place() });
+        }
+        if !asks_how_it_is {
+            match self.addresses.asked(connection.peer, request.headers()) {
+                Ok(None) => {}
+                Ok(Some(counted)) => connection.counted = Some(Arc::new(counted)),
+                Err(TooMany(address)) => return Err(too_many_from(address)),
+            }
         }
         // What a request for a proxy says there is what counts (RFC 9112, 3.2.2).
         let target = request.uri().authority().and_then(|target| HeaderValue::from_str(target.as_str()).ok());
@@ -240,12 +273,23 @@ impl Door {
 }
 
 /// Says that an answer was written, when it is dropped.
-struct Written(Arc<Place>);
+struct Written {
+    place: Arc<Place>,
+    _counted: Option<Arc<Counted>>,
+}
 
 impl Drop for Written {
     fn drop(&mut self) {
-        self.0.rest();
+        self.place.rest();
     }
+}
+
+fn too_many_from(address: IpAddr) -> Refusal {
+    let remedy = format!(
+        "too many connections from {address}; close some, or let the operator raise --connections-per-address-max, or name the proxy \
+         that this is in --trusted-proxies"
+    );
+    Refusal::unavailable("too_many", &remedy)
 }
 
 fn no_place() -> Refusal {
@@ -256,7 +300,7 @@ fn no_place() -> Refusal {
 fn routes(server: Arc<Server>) -> impl Filter<Extract = (impl Reply,), Error = Infallible> + Clone {
     let get = |path: &'static str| warp::path(path).and(warp::path::end()).and(warp::get());
     let query = warp::query::raw().or(warp::any().map(String::new)).unify();
-    let upgrade = warp::header::headers_cloned().and(warp::ext::optional::<OnUpgrade>());
+    let upgrade = warp::header::headers_cloned().and(warp::ext::optional::<Upgrading>());
 
     let config = &server.shared.config;
     let (page, client, flip) = (page::files(config.dev), page::client(), page::flip(config));
@@ -342,7 +386,7 @@ fn routes(server: Arc<Server>) -> impl Filter<Extract = (impl Reply,), Error = I
 }
 
 impl Server {
-    fn feed(&self, query: &str, headers: &HeaderMap, upgrade: Option<OnUpgrade>) -> Response {
+    fn feed(&self, query: &str, headers: &HeaderMap, upgrade: Option<Upgrading>) -> Response {
         let first = match Request::first(query) {
             Ok(first) => first,
             Err(mistake) => return Refusal::wrong(&mistake).into_response(),
@@ -351,7 +395,7 @@ impl Server {
         self.upgrade(headers, upgrade, Spoken::Feed(first))
     }
 
-    fn switch_status(&self, query: &str, headers: &HeaderMap, upgrade: Option<OnUpgrade>) -> Response {
+    fn switch_status(&self, query: &str, headers: &HeaderMap, upgrade: Option<Upgrading>) -> Response {
         match check_words(query, &SWITCH_STATUS) {
             Ok(()) => self.upgrade(headers, upgrade, Spoken::SwitchStatus),
             Err(refusal) => refusal.into_response(),
@@ -359,7 +403,7 @@ impl Server {
     }
 
     /// Answers a WebSocket handshake and starts the subscriber.
-    fn upgrade(&self, headers: &HeaderMap, upgrade: Option<OnUpgrade>, spoken: Spoken) -> Response {
+    fn upgrade(&self, headers: &HeaderMap, upgrade: Option<Upgrading>, spoken: Spoken) -> Response {
         let seat = match self.check_handshake(headers, upgrade.as_ref()) {
             Ok(seat) => seat,
             Err(refusal) => return refusal.into_response(),
@@ -369,7 +413,7 @@ impl Server {
     }
 
     /// Accepts a subscriber of a channel, once PostgreSQL listens to it.
-    async fn listen(&self, path: &str, query: &str, headers: &HeaderMap, upgrade: Option<OnUpgrade>) -> Response {
+    async fn listen(&self, path: &str, query: &str, headers: &HeaderMap, upgrade: Option<Upgrading>) -> Response {
         let channel = match check_words(query, &LISTEN).and_then(|()| self.channel(path)) {
             Ok(channel) => channel,
             Err(refusal) => return refusal.into_response(),
@@ -418,7 +462,7 @@ impl Server {
     fn check_handshake(
         &self,
         headers: &HeaderMap,
-        upgrade: Option<&OnUpgrade>,
+        upgrade: Option<&Upgrading>,
     ) -> Result<OwnedSemaphorePermit, Refusal> {
         let says = |name: header::HeaderName, word: &str| {
             let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
@@ -444,7 +488,7 @@ impl Server {
     fn accept<S>(
         &self,
         headers: &HeaderMap,
-        upgrade: Option<OnUpgrade>,
+        upgrade: Option<Upgrading>,
         seat: OwnedSemaphorePermit,
         serve: impl FnOnce(Socket) -> S + Send + 'static,
     ) -> Response
@@ -637,12 +681,12 @@ fn readable(answer: Response, origin: Option<HeaderValue>) -> Response {
 
 /// Takes the raw stream out of hyper's hands and serves a subscriber on it.
 async fn run_upgraded<S: Future<Output = ()>>(
-    upgrade: OnUpgrade,
+    Upgrading { stream, counted: _counted }: Upgrading,
     _seat: OwnedSemaphorePermit,
     shared: Arc<Shared>,
     serve: impl FnOnce(Socket) -> S,
 ) {
-    let parts = match timeout(REQUEST_PATIENCE, upgrade).await {
+    let parts = match timeout(REQUEST_PATIENCE, stream).await {
         Ok(Ok(upgraded)) => upgraded.downcast::<TokioIo<TcpStream>>().ok(),
         _ => None,
     };

@@ -1,8 +1,9 @@
 //! Crowds: whoever reaches the port takes up what there is for its kind, and nobody else's room.
 
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use switchboard::config::{Config, RESERVED_CONNECTIONS_MAX};
+use switchboard::config::{Config, Networks, RESERVED_CONNECTIONS_MAX};
 use tokio::io::Interest;
 use tokio::task::JoinSet;
 
@@ -177,4 +178,81 @@ async fn one_who_does_not_take_its_answers_is_cut_off() {
     })
     .await;
     says_how_it_is(&gateway).await;
+}
+
+#[tokio::test]
+async fn one_address_has_its_share_and_a_trusted_proxy_says_whose() {
+    let (_db, gateway) = crowded(|config| {
+        config.connections_per_address_max = 2;
+        config.trusted_proxies = Networks::new("127.0.0.1,10.0.0.0/8").unwrap();
+    })
+    .await;
+    let from = |line: &str| handshake(FEED).replace("\r\n\r\n", &format!("\r\n{line}\r\n\r\n"));
+    let events = request("/v1/feed?from=now", "accept: text/event-stream\r\nforwarded: for=192.0.2.1;proto=https\r\n");
+    let (mut socket, mut stream) = (Raw::connect(gateway.address).await, Raw::connect(gateway.address).await);
+    assert!(ask(&mut socket, &from("x-forwarded-for: 198.51.100.7, 192.0.2.1, 10.0.0.1")).await.0.contains(" 101 "));
+    assert!(ask(&mut stream, &events).await.0.contains(" 200 "));
+
+    for one_too_many in [from("x-forwarded-for: 192.0.2.1"), request("/v1/tables", "x-forwarded-for: 192.0.2.1:99\r\n")]
+    {
+        let answer = asked(&gateway, &one_too_many).await;
+        refused(&answer, "from 192.0.2.1");
+        refused(&answer, "--connections-per-address-max");
+    }
+    for other in ["x-forwarded-for: 192.0.2.1, 192.0.2.2", "x-forwarded-for: 2001:db8::1", "x-other: 192.0.2.1"] {
+        assert!(asked(&gateway, &from(other)).await.0.contains(" 101 "), "{other}");
+    }
+    assert!(asked(&gateway, &request("/metrics", "x-forwarded-for: 192.0.2.1\r\n")).await.0.contains(" 200 "));
+
+    drop(socket);
+    until("the socket that went makes room", async || {
+        asked(&gateway, &request("/v1/tables", "x-forwarded-for: 192.0.2.1\r\n")).await.0.contains(" 200 ")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn this_machine_is_not_counted_and_nobody_is_believed_who_is_not_trusted() {
+    let (_db, gateway) = crowded(|config| config.connections_per_address_max = 1).await;
+    let lie = handshake(FEED).replace("\r\n\r\n", "\r\nx-forwarded-for: 192.0.2.1\r\n\r\n");
+
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        let mut raw = Raw::connect(gateway.address).await;
+        assert!(ask(&mut raw, &lie).await.0.contains(" 101 "));
+        held.push(raw);
+    }
+}
+
+/// The address of this machine that others reach it by, if it has one.
+fn own_address() -> Option<IpAddr> {
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    // Nothing is sent.
+    let led = socket.connect("192.0.2.254:9").and_then(|()| socket.local_addr());
+    led.ok().map(|address| address.ip()).filter(|address| !address.is_loopback())
+}
+
+#[tokio::test]
+async fn one_too_many_from_an_address_is_told_so_and_hears_how_it_is() {
+    let Some(own) = own_address() else { return eprintln!("this machine has no address but a loopback one") };
+    let (_db, gateway) = crowded(|config| {
+        config.listen = "0.0.0.0:0".parse().unwrap();
+        config.connections_per_address_max = 2;
+    })
+    .await;
+    let from_outside = SocketAddr::new(own, gateway.address.port());
+    let (_silent, mut socket) = (Raw::connect(from_outside).await, Raw::connect(from_outside).await);
+    assert!(ask(&mut socket, &handshake(FEED)).await.0.contains(" 101 "));
+    let asked_from_outside = async |request: String| ask(&mut Raw::connect(from_outside).await, &request).await;
+
+    refused(&asked_from_outside(request("/v1/tables", "")).await, &format!("from {own}"));
+    refused(&asked_from_outside(handshake(FEED)).await, "--connections-per-address-max");
+    assert!(asked_from_outside(request("/healthz", "")).await.0.contains(" 200 "));
+    assert!(asked(&gateway, &request("/v1/tables", "")).await.0.contains(" 200 "), "others are not concerned");
+
+    drop(socket);
+    until("the socket that went makes room", async || {
+        asked_from_outside(request("/v1/tables", "")).await.0.contains(" 200 ")
+    })
+    .await;
 }
