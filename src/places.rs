@@ -131,7 +131,7 @@ impl Place {
         self.change(|spot, places, state| match spot {
             Spot::Reserved(_) if asks_how_it_is => (spot, true),
             Spot::Reserved(_) if self.unwanted || !places.room(state) => (spot, false),
-            Spot::Reserved(_) => {
+            Spot::Reserved(_) | Spot::Away => {
                 state.taken += 1;
                 (Spot::Busy(Instant::now()), true)
             }

@@ -1,6 +1,6 @@
 //! The server: accepts connections, answers what plain HTTP can answer, and hands upgraded sockets to subscribers.
 //!
-//! It always accepts. A connection has one of the [`places`], a subscriber one of the seats (`--subscribers-max`); where there
+//! It always accepts. A connection has one of the [`places`](crate::places), a subscriber one of the seats (`--subscribers-max`); where there
 //! is none, the answer is 503.
 //!
 //! warp routes and checks the handshake; then the raw stream is taken out of hyper's hands, read buffer and all. What it cannot promise
