@@ -52,11 +52,14 @@ struct Slot {
 
 /// A page, and what kinds of subscriptions get of it.
 pub struct SharedPage {
+    begin: Place,
     /// Its parts, in order; never none.
     pub parts: Vec<Part>,
-    /// Frames by the kind and by the first part that they are made of.
-    encoded: Mutex<HashMap<(Kind, usize), Arc<OnceCell<Arc<Frames>>>>>,
+    encoded: Mutex<Encoded>,
 }
+
+/// Frames by the kind and by the first part that they are made of.
+type Encoded = HashMap<(Kind, usize), Arc<OnceCell<Arc<Frames>>>>;
 
 /// What a kind of subscription gets of a page from a part on.
 pub struct Frames {
@@ -74,7 +77,7 @@ impl Pages {
         Pages { log, state: Mutex::default() }
     }
 
-    /// A page that holds what follows `place`, and perhaps something before it and behind `until`. None where the log does not hold
+    /// A page with a part that begins at `place`, and perhaps something before it and behind `until`. None where the log does not hold
     /// that. `life` and `known` are the life and the last commit of the story that the place belongs to (see [`Log::read`]).
     pub async fn read(
         &self,
@@ -83,7 +86,7 @@ impl Pages {
         place: Place,
         until: Position,
     ) -> Result<Option<Arc<SharedPage>>> {
-        let follows = |page: &Arc<SharedPage>| page.end() > place;
+        let follows = |page: &Arc<SharedPage>| page.index(place).is_some();
         if let Some((begin, slot)) = self.near(life, place)
             && let Some(page) = self.fill(life, known, begin, until, slot).await?.filter(follows)
         {
@@ -98,7 +101,7 @@ impl Pages {
         let mut state = self.lock(life)?;
         let (begin, slot) = state.slots.range_mut(..place).next_back()?;
         let may_hold = match slot.page.get() {
-            Some(page) => page.as_ref().is_some_and(|page| page.end() > place),
+            Some(page) => page.as_ref().is_some_and(|page| page.index(place).is_some()),
             None => place.position - begin.position < PAGES_NEAR,
         };
         slot.used = Instant::now();
@@ -125,7 +128,7 @@ impl Pages {
     ) -> Result<Option<Arc<SharedPage>>> {
         let read = async || {
             let page = match self.log.read(known, begin, until, PageSize::CATCH_UP).await? {
-                Page::Parts(parts) if !parts.is_empty() => Some(Arc::new(SharedPage::new(parts))),
+                Page::Parts(parts) if !parts.is_empty() => Some(Arc::new(SharedPage::new(begin, parts))),
                 Page::Parts(_) | Page::Overtaken => None,
             };
             self.account(life, begin, page.as_deref());
@@ -217,8 +220,8 @@ impl State {
 }
 
 impl SharedPage {
-    fn new(parts: Vec<Part>) -> SharedPage {
-        SharedPage { parts, encoded: Mutex::default() }
+    fn new(begin: Place, parts: Vec<Part>) -> SharedPage {
+        SharedPage { begin, parts, encoded: Mutex::default() }
     }
 
     /// Where a reader stands that has all of it.
@@ -226,9 +229,15 @@ impl SharedPage {
         self.parts.last().expect("a page has parts").place()
     }
 
-    /// The index of the first part that follows this place.
-    pub fn index(&self, place: Place) -> usize {
-        self.parts.partition_point(|part| part.place() <= place)
+    /// The index of the part that begins at this place, if one does: where a page begins says where its parts of a large commit do, so
+    /// another page may have none there.
+    pub fn index(&self, place: Place) -> Option<usize> {
+        if place == self.begin {
+            return Some(0);
+        }
+        let index = self.parts.partition_point(|part| part.place() <= place);
+        let ends_there = index > 0 && self.parts[index - 1].place() == place;
+        (ends_there && index < self.parts.len()).then_some(index)
     }
 
     /// What it takes in memory with the frames that are made of it: as much again for the JSON of its changes, and for the frames of a

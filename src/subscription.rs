@@ -12,7 +12,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::anyhow;
+use anyhow::{Context, anyhow};
 use bytes::Bytes;
 use tokio::time::{sleep, timeout};
 
@@ -360,7 +360,7 @@ impl Subscription {
                     async move { shared.pages.read(life, known, place, until).await }
                 };
                 let Some(page) = self.with_database(read).await? else { return Err(self.overtaken().await?) };
-                let index = page.index(place);
+                let index = page.index(place).context("the page begins before the place, or there")?;
                 // Nothing of it has to be left out: not what the rows hold, nor what the client has of a commit, nor what the hub brings.
                 let is_whole = skip.is_none() && place.serial.is_none() && page.end() <= Place::after(until);
                 let frames = match is_whole {

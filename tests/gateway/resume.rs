@@ -193,3 +193,45 @@ async fn a_log_that_is_replaced_under_the_gateway_is_noticed() {
     insert(&db, 5..6).await;
     assert_eq!(next_numbers(&mut client, 1).await, [5]);
 }
+
+/// All changes that come before a subscriber has caught up.
+async fn until_ready(client: &mut Client) -> Vec<Value> {
+    let mut changes = Vec::new();
+    loop {
+        let frame = client.frame().await.unwrap();
+        match frame["type"].as_str().unwrap() {
+            "commit" => changes.extend(frame["changes"].as_array().unwrap().iter().cloned()),
+            "ready" => return changes,
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test]
+async fn those_who_resume_near_each_other_get_a_large_commit_once_wherever_they_stand() {
+    const ROWS: usize = 3_000;
+    let db = Database::with_switch().await;
+    let gateway = Gateway::start(&db).await;
+    let mut follower = gateway.follow("").await;
+    let mut cursors = vec![follower.cursor.clone().unwrap()];
+    for level in 1..4 {
+        db.run(&[&format!("update switch set level = {level} where id = 1")]).await;
+        cursors.push(follower.commit().await["cursor"].as_str().unwrap().to_owned());
+    }
+    let large = format!("insert into switch (name, level) select 'n' || n, 0 from generate_series(1, {ROWS}) as n");
+    db.run(&[&large, "update switch set level = 9 where id = 1"]).await;
+
+    while follower.changes().await[0]["new"]["level"] != 9 {}
+
+    // The later ones first: they share no part of the pages that are there already.
+    for (behind, cursor) in cursors.iter().rev().enumerate() {
+        for query in ["", "&columns=id", "&where=name.like.n*"] {
+            let mut client = gateway.subscribe(&format!("table=switch{query}&from={cursor}")).await;
+            let changes = until_ready(&mut client).await;
+            let inserted = changes.iter().filter(|change| change["op"] == "insert").count();
+            assert_eq!(inserted, ROWS, "{behind} {query}");
+            let others = if query == "&where=name.like.n*" { 0 } else { behind + 1 };
+            assert_eq!(changes.len() - inserted, others, "{behind} {query}");
+        }
+    }
+}
