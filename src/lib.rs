@@ -15,8 +15,8 @@
 //!
 //! A subscription that was away, or is too slow for the history, reads [`pages`] of the log, which it shares with others that are about
 //! as far, and then joins the hub; one that wants the current rows first gets them from a [`snapshot`]. The [`server`] accepts
-//! connections, gives each one of its [`places`] ([`addresses`] counts whom they come from), and hands them to subscribers. Those of `/listen` are
-//! served by [`listen`], which has nothing to do with the log.
+//! connections, gives each one of its [`places`] ([`addresses`] counts whom they come from), and hands them to subscribers. Those of
+//! `/listen` are served by [`listen`], which has nothing to do with the log.
 //!
 //! ```text
 //! main ─► run ─┬─► server ─┬─► subscriber ─┬─► subscription ─┬─► hub ─┬─► protocol ─► selection ─► filter ─► change

@@ -330,8 +330,11 @@ impl Snapshots {
         snapshot: &Arc<Snapshot>,
         visible: Visible,
     ) -> Result<Join> {
-        // They may have been altered before they were locked. (Over other connections than the readers', all of which may be busy here.)
-        if !selection.is_everything() && !selection.holds(&self.numbering.refresh_tables().await?) {
+        // They may have been altered before they were locked, or others come: what the snapshot sees of that is not told again. (Over other
+        // connections than the readers', all of which may be busy here.)
+        let now = selection.picks(&self.numbering.refresh_tables().await?).ok_or(Changed)?;
+        let goes_on = |(then, now): (&Pick, &Pick)| then.watched.goes_on_as(&now.watched);
+        if now.len() != picks.len() || !picks.iter().zip(&now).all(goes_on) {
             bail!(Changed);
         }
         let Cursor { epoch, position: head, .. } = self.readers.look_on(connection, 0).await?.head;

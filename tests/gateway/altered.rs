@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use crate::harness::{Database, Gateway, Held, Mirror, Server, soon};
+use crate::harness::{Database, Gateway, Held, Mirror, Server, soon, until};
 
 const T: &str = "select * from t";
 
@@ -264,6 +264,30 @@ async fn those_who_hold_everything_let_go_of_a_table_that_is_not_followed_any_mo
         let mut back = Mirror::resume(&scene.gateway, "", &away).await;
         back.becomes(&scene.db, "select * from other").await;
     }
+}
+
+#[tokio::test]
+async fn a_table_that_is_watched_while_everything_is_being_read_is_read_too() {
+    let scene = Scene::new().await;
+    scene.make_t().await;
+    scene.db.run(&["select switchboard.unwatch('t')", "insert into t (id) values (77)"]).await;
+    scene.is_looked_at().await;
+    scene.db.run(&["drop table bait"]).await;
+    let holder = scene.db.session().await;
+    holder.batch_execute("begin; lock table other in access exclusive mode").await.unwrap();
+
+    let (mut follower, ()) = tokio::join!(Mirror::begin(&scene.gateway, ""), async {
+        until("the reading tries again", async || {
+            let tried = "select exists (select from pg_stat_activity
+                                        where datname = current_database() and application_name = 'switchboard' and query = 'rollback')";
+            scene.db.value(tried).await
+        })
+        .await;
+        scene.db.run(&["select switchboard.watch('t')"]).await;
+        holder.batch_execute("rollback").await.unwrap();
+    });
+
+    follower.becomes(&scene.db, T).await;
 }
 
 #[tokio::test]
