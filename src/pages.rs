@@ -248,7 +248,7 @@ impl SharedPage {
     }
 
     /// What a kind of subscription that has whole commits gets of the parts from this index on; encoded once for all who ask for the same.
-    /// None if the page keeps frames of [`KINDS_MAX`] others already: then everybody encodes for themselves.
+    /// None if the page keeps frames of as many others as it may already: then everybody encodes for themselves.
     ///
     /// Fails as [`Encoder::encode`] does.
     pub async fn frames(&self, kind: &Kind, index: usize) -> Result<Option<Arc<Frames>>, Undecidable> {
