@@ -142,13 +142,7 @@ impl Pages {
         let Some(mut state) = self.lock(life) else { return };
         match page {
             None => state.remove(begin),
-            Some(page) => {
-                let bytes = page.bytes();
-                if let Some(slot) = state.slots.get_mut(&begin) {
-                    slot.bytes = bytes;
-                    state.bytes += bytes;
-                }
-            }
+            Some(page) => state.count(begin, page.bytes()),
         }
         while state.bytes > PAGES_BYTES_MAX
             && let Some(oldest) = state.slots.iter().min_by_key(|(_, slot)| slot.used).map(|(begin, _)| *begin)
@@ -212,6 +206,14 @@ impl Pages {
 }
 
 impl State {
+    /// Counts the page that begins there. Perhaps for the second time: it may have been forgotten while it was read, and read again.
+    fn count(&mut self, begin: Place, bytes: usize) {
+        if let Some(slot) = self.slots.get_mut(&begin) {
+            self.bytes = self.bytes - slot.bytes + bytes;
+            slot.bytes = bytes;
+        }
+    }
+
     fn remove(&mut self, begin: Place) {
         if let Some(slot) = self.slots.remove(&begin) {
             self.bytes -= slot.bytes;
@@ -278,5 +280,25 @@ impl Frames {
             }
         }
         Ok(Frames { first, rest: rest.into(), after: encoder })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_that_is_read_twice_is_counted_once_and_one_that_is_forgotten_not_at_all() {
+        let mut state = State::default();
+        let begin = Place::after(7);
+        state.slots.insert(begin, Slot { page: Arc::default(), bytes: 0, used: Instant::now() });
+
+        state.count(begin, 100);
+        state.count(begin, 120);
+        state.count(Place::after(8), 50);
+
+        assert_eq!(state.bytes, 120);
+        state.remove(begin);
+        assert_eq!(state.bytes, 0);
     }
 }

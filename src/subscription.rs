@@ -92,22 +92,13 @@ impl std::convert::From<anyhow::Error> for End {
 /// Serves what was asked for until that cannot go on.
 pub async fn feed(request: Box<Request>, outlet: Outlet, shared: Arc<Shared>) -> Ended {
     let kind = Kind { selection: Selection::default(), form: Form::Feed };
-    let mut subscription =
-        Box::new(Subscription { kind, shared, outlet, last: None, life: 0, altered: None, interruptions: 0 });
+    let mut subscription = Box::new(Subscription::new(kind, outlet, shared));
     subscription.serve(request).await
 }
 
 /// Serves the stream of `/switch/status` until that cannot go on.
 pub async fn switch_status(outlet: Outlet, shared: Arc<Shared>) -> Ended {
-    let mut subscription = Box::new(Subscription {
-        kind: Kind::switch_status(),
-        shared,
-        outlet,
-        last: None,
-        life: 0,
-        altered: None,
-        interruptions: 0,
-    });
+    let mut subscription = Box::new(Subscription::new(Kind::switch_status(), outlet, shared));
     loop {
         let end = match Box::pin(subscription.begin_now()).await {
             Ok(joined) => subscription.follow(joined).await,
@@ -126,6 +117,10 @@ pub async fn switch_status(outlet: Outlet, shared: Arc<Shared>) -> Ended {
 }
 
 impl Subscription {
+    fn new(kind: Kind, outlet: Outlet, shared: Arc<Shared>) -> Subscription {
+        Subscription { kind, shared, outlet, last: None, life: 0, altered: None, interruptions: 0 }
+    }
+
     // What is rare is on the heap, here and below, so that one that is idle is small.
     async fn serve(&mut self, request: Box<Request>) -> Ended {
         let mut from = request.from.clone();
