@@ -127,64 +127,69 @@ exception when others then
 end
 $$;
 
--- Runs while the transaction commits, or when its constraints are made immediate: waits for the checks of the user's tables that
--- are deferred like this trigger. One that waits for another transaction may do so after a mark that is drawn here, and then the other
--- one commits first with a later mark. What is inserted here is looked at by PostgreSQL in a pass of its own, behind all that is deferred
--- now.
+-- Runs while the transaction commits, or when its constraints are made immediate: draws the transaction's mark. It may be too early:
+-- a check of the user's tables that is deferred like this trigger may wait for another transaction after that, which then commits first
+-- with a later mark. What is inserted here is looked at by PostgreSQL in a pass of its own, behind all that is deferred now.
 --
 -- This function and the next one pin no search_path, which would cost each transaction more than all that they do. So everything in
 -- them is schema-qualified, operators too.
-create or replace function switchboard.wait_to_mark() returns trigger
+create or replace function switchboard.draw_mark() returns trigger
     language plpgsql security definer
 as $$
 begin
-    -- Rows of other transactions come with a dump that is loaded. A serial is drawn for the wait itself, because a session that discards its
-    -- sequences has no current one.
-    insert into switchboard.waiting (xid, serial)
-    select new.xid, pg_catalog.nextval('switchboard.serial')
+    -- Rows of other transactions come with a dump that is loaded.
+    insert into switchboard.mark (xid, mark, at, final)
+    select new.xid, pg_catalog.nextval('switchboard.serial'), pg_catalog.clock_timestamp(), false
     where new.xid operator(pg_catalog.=) pg_catalog.pg_current_xact_id();
     return null;
 end
 $$;
 
--- Draws the mark, as late as can be: its serial orders transactions as their commits are ordered. What waits names the last serial at that
--- time, or 0 if somebody made constraints immediate. If more was written since, by a deferred trigger of the user's, that may have
--- checks to wait for as well, and so it waits for another pass.
+-- Runs in that later pass: sees to it that the mark is as good as one that is drawn now, so that marks are in the order of commits.
+-- It is if no serial was drawn since, by nobody. Otherwise another one is drawn. If this transaction itself wrote more since, by a
+-- deferred trigger of the user's, that may have checks to wait for as well, and so another pass looks again.
 --
 -- Then the doorbell. A feed that sleeps holds the lock exclusively: who cannot share it has to wake the feed. Who can, keeps it until
 -- the commit is visible, and the feed does not fall asleep before that. A transaction that rang could not be prepared for
 -- two-phase commit, so where that is enabled nobody rings and gateways poll.
-create or replace function switchboard.mark() returns trigger
+create or replace function switchboard.confirm_mark() returns trigger
     language plpgsql security definer
 as $$
 begin
+    -- What nearly always holds comes first, in one expression.
     if new.xid operator(pg_catalog.=) pg_catalog.pg_current_xact_id()
        and pg_catalog.pg_trigger_depth() operator(pg_catalog.=) 1
-       and new.serial operator(pg_catalog.>) 0
-       and new.serial operator(pg_catalog.=) pg_catalog.currval('switchboard.serial') then
-        insert into switchboard.mark (xid, mark, at)
-        values (new.xid, pg_catalog.nextval('switchboard.serial'), pg_catalog.clock_timestamp());
-        if pg_catalog.current_setting('max_prepared_transactions') operator(pg_catalog.=) '0'
-           and not pg_catalog.pg_try_advisory_xact_lock_shared(1937203812, 1) then
-            -- Into a full queue nobody can notify: the commit would fail. That takes a listener, of anybody's, that sits in an open
-            -- transaction for long. The feed looks by itself meanwhile.
-            if pg_catalog.pg_notification_queue_usage() operator(pg_catalog.<) 0.5 then
-                perform pg_catalog.pg_notify('switchboard', '');
-            end if;
-        end if;
-    elsif new.xid operator(pg_catalog.<>) pg_catalog.pg_current_xact_id() then
+       and new.mark operator(pg_catalog.=) pg_catalog.pg_sequence_last_value('switchboard.serial')
+       and not new.final then
+        null;
+    elsif new.final or new.xid operator(pg_catalog.<>) pg_catalog.pg_current_xact_id() then
         return null;
     elsif pg_catalog.pg_trigger_depth() operator(pg_catalog.>) 1 then
         -- Not deferred, but fired by the insertion: constraints are immediate at this moment. The commit is still to come.
-        set constraints switchboard.mark_draw deferred;
-        insert into switchboard.waiting (xid, serial) values (new.xid, 0);
-    else
+        set constraints switchboard.mark_confirm deferred;
+        insert into switchboard.mark (xid, mark, at, final) values (new.xid, 0, pg_catalog.clock_timestamp(), false);
+        return null;
+    elsif new.mark operator(pg_catalog.=) 0 then
         -- This is the commit, unless constraints were made immediate again. If they were, this insertion fires at once, as above.
-        --
-        -- Two that wait in one transaction would wait for each other for ever, if each drew a serial here.
-        insert into switchboard.waiting (xid, serial)
-        values (new.xid, case when new.serial operator(pg_catalog.=) 0 then pg_catalog.nextval('switchboard.serial')
-                              else pg_catalog.currval('switchboard.serial') end);
+        insert into switchboard.mark (xid, mark, at, final)
+        values (new.xid, pg_catalog.nextval('switchboard.serial'), pg_catalog.clock_timestamp(), false);
+        return null;
+    elsif new.mark operator(pg_catalog.<>) pg_catalog.currval('switchboard.serial') then
+        -- Without a serial of its own: two marks of one transaction would otherwise give each other another pass for ever.
+        insert into switchboard.mark (xid, mark, at, final)
+        values (new.xid, pg_catalog.currval('switchboard.serial'), pg_catalog.clock_timestamp(), false);
+        return null;
+    else
+        insert into switchboard.mark (xid, mark, at, final)
+        values (new.xid, pg_catalog.nextval('switchboard.serial'), pg_catalog.clock_timestamp(), true);
+    end if;
+    if pg_catalog.current_setting('max_prepared_transactions') operator(pg_catalog.=) '0'
+       and not pg_catalog.pg_try_advisory_xact_lock_shared(1937203812, 1) then
+        -- Into a full queue nobody can notify: the commit would fail. That takes a listener, of anybody's, that sits in an open
+        -- transaction for long. The feed looks by itself meanwhile.
+        if pg_catalog.pg_notification_queue_usage() operator(pg_catalog.<) 0.5 then
+            perform pg_catalog.pg_notify('switchboard', '');
+        end if;
     end if;
     return null;
 end
@@ -196,27 +201,27 @@ $$;
 do $$
 begin
     if not exists (select from pg_catalog.pg_trigger
-                   where tgrelid = 'switchboard.log'::pg_catalog.regclass and tgname = 'log_wait') then
-        create constraint trigger log_wait
+                   where tgrelid = 'switchboard.log'::pg_catalog.regclass and tgname = 'log_mark') then
+        create constraint trigger log_mark
             after insert on switchboard.log
             deferrable initially deferred
             for each row when (new.first)
-            execute function switchboard.wait_to_mark();
+            execute function switchboard.draw_mark();
     end if;
     -- Without a condition: PostgreSQL would parse it again in every transaction.
     if not exists (select from pg_catalog.pg_trigger
-                   where tgrelid = 'switchboard.waiting'::pg_catalog.regclass and tgname = 'mark_draw') then
-        create constraint trigger mark_draw
-            after insert on switchboard.waiting
+                   where tgrelid = 'switchboard.mark'::pg_catalog.regclass and tgname = 'mark_confirm') then
+        create constraint trigger mark_confirm
+            after insert on switchboard.mark
             deferrable initially deferred
             for each row
-            execute function switchboard.mark();
+            execute function switchboard.confirm_mark();
     end if;
     if exists (select from pg_catalog.pg_trigger
-               where tgrelid in ('switchboard.log'::pg_catalog.regclass, 'switchboard.waiting'::pg_catalog.regclass)
-                 and tgname in ('log_wait', 'mark_draw') and tgenabled <> 'A') then
-        alter table switchboard.log enable always trigger log_wait;
-        alter table switchboard.waiting enable always trigger mark_draw;
+               where tgrelid in ('switchboard.log'::pg_catalog.regclass, 'switchboard.mark'::pg_catalog.regclass)
+                 and tgname in ('log_mark', 'mark_confirm') and tgenabled <> 'A') then
+        alter table switchboard.log enable always trigger log_mark;
+        alter table switchboard.mark enable always trigger mark_confirm;
     end if;
 end
 $$;

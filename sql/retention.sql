@@ -8,8 +8,6 @@
 -- A slice ends after commits_max commits, rows_max changes or bytes_max bytes, in the middle of a commit if need be. That commit is
 -- forgotten first, so that a reader finds it and all of its changes or nothing, and the rest of its changes goes in the next slices.
 --
--- Deletes what is left of transactions that waited for their marks, too, as soon as it takes some space.
---
 -- hint, hint_epoch: as for look(). Returns how many commits were forgotten, whether there is more to do, and the anchor's position now,
 -- where that was looked at. May be called by several gateways: one at a time does something.
 create or replace function switchboard.trim(
@@ -24,10 +22,6 @@ create or replace function switchboard.trim(
     set jit = off
 as $$
 declare
-    -- Below that size, rows of transactions that waited disturb nobody.
-    waiting_bytes_max constant bigint := 8 << 20;
-    -- Where so many deleted rows are left, vacuum comes first: to look for others among them would take ever longer.
-    waiting_dead_max  constant bigint := 400000;
     newest record;
     anchor bigint;
     last   bigint;
@@ -42,11 +36,6 @@ begin
     more := false;
     if not pg_try_advisory_xact_lock(1937203812, 5) then
         return;
-    end if;
-    if pg_relation_size('switchboard.waiting') > waiting_bytes_max
-       and coalesce(pg_stat_get_dead_tuples('switchboard.waiting'::regclass), 0) < waiting_dead_max then
-        delete from switchboard.waiting
-        where ctid = any (array(select w.ctid from switchboard.waiting as w limit rows_max));
     end if;
     select c.position, c.bytes_end into newest from switchboard.commit as c order by c.position desc limit 1;
     select c.position into anchor from switchboard.commit as c

@@ -1,8 +1,7 @@
 -- Step 1: the log. Where commits are kept, numbered and trimmed.
 --
 --   switchboard.log      one row a change, written by the capture trigger in the user's transaction
---   switchboard.waiting  written while a transaction commits, only to run a trigger in a later pass than this one
---   switchboard.mark     written in that pass; the order of marks is the order of commits
+--   switchboard.mark     written while a transaction commits; the order of marks is the order of commits
 --   switchboard.commit   one row a numbered transaction: its position, without holes
 --
 -- Steps change tables. Once released they are never edited; a later step changes what this one made. Functions are in files of their own,
@@ -77,20 +76,15 @@ create table if not exists switchboard.log (
     constraint log_pkey primary key (xid, serial)
 );
 
--- Transactions that wait to draw their mark (see switchboard.mark()). Nobody reads a row of it, not even after a crash, and only
--- retention deletes them: so it is unlogged, and has no index. A row costs a small part of what it would cost in a table with both.
-create unlogged table if not exists switchboard.waiting (
-    xid    xid8   not null,
-    -- The last one at that time; 0 while constraints are immediate.
-    serial bigint not null
-);
-
--- Not unique: a session that resets its settings between two writes makes the second one look like a first one, which must not
--- fail its commit. The last mark counts.
+-- Not unique: a mark that was drawn too early gets a successor (see switchboard.confirm_mark()), and a session that resets its settings
+-- between two writes makes the second one look like a first one, which must not fail its commit. The last mark counts.
 create table if not exists switchboard.mark (
-    xid  xid8        not null,
-    mark bigint      not null,
-    at   timestamptz not null
+    xid   xid8        not null,
+    -- 0 where it was drawn while constraints were immediate: the commit was still to come.
+    mark  bigint      not null,
+    at    timestamptz not null,
+    -- Whether nothing more is to be looked at.
+    final boolean     not null
 );
 create index if not exists mark_xid on switchboard.mark (xid);
 alter table switchboard.mark replica identity full;
@@ -156,10 +150,6 @@ alter table switchboard.log set (
 alter table switchboard.mark set (
     autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000,
     autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 100000);
--- As above, for rows that are deleted in bulk.
-alter table switchboard.waiting set (
-    autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000,
-    autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 1000000);
 alter table switchboard.commit set (
     autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000,
     autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 100000);

@@ -253,28 +253,6 @@ async fn a_large_commit_is_forgotten_at_once_and_deleted_in_slices() {
 }
 
 #[tokio::test]
-async fn what_is_left_of_transactions_that_waited_for_their_marks_is_deleted_in_slices() {
-    let db = numbers().await;
-    let left = "insert into switchboard.waiting select '1', n from generate_series(1, 200000) as n";
-    db.run(&[left]).await;
-    insert(&db, 0..1).await;
-    assert_eq!(
-        (count(&db, "waiting").await, count(&db, "mark").await),
-        (200_001, 1),
-        "they are of no transaction here"
-    );
-
-    trim(&db, 1, 1000).await;
-    trim(&db, 1, 1000).await;
-
-    assert_eq!(count(&db, "waiting").await, 198_001);
-    // And where it takes little space, nothing is to do.
-    db.run(&["truncate switchboard.waiting", left.replace("200000", "1000").as_str()]).await;
-    trim(&db, 1, 1000).await;
-    assert_eq!(count(&db, "waiting").await, 1000);
-}
-
-#[tokio::test]
 async fn a_slice_ends_after_so_many_bytes() {
     let db = numbers().await;
     db.run(&[
