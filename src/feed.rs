@@ -106,7 +106,7 @@ impl Feed {
         let mut role = Role::new(&listener, &self.metrics).await?;
         self.carry(Means::Number, &listener, &mut role).await?;
         self.hub.set_database(true);
-        self.metrics.database_found(listener.hears, listener.rings);
+        self.metrics.database_found(listener.deaf().as_deref(), listener.rings);
         let retain = retain(self.config.retain, self.log.clone(), self.metrics.clone());
         let steps = async {
             loop {
@@ -171,7 +171,7 @@ impl Feed {
         if self.at.map(|at| at.place) != before {
             role.moved = Instant::now();
         }
-        if numbered > 0 && !role.leads && listener.hears && listener.rings {
+        if numbered > 0 && !role.leads && role.heard && listener.rings {
             role.stood_in(listener, &self.metrics).await?;
         }
         if role.looked.elapsed() >= LOOK_EVERY {
@@ -186,7 +186,7 @@ impl Feed {
             sleep(GATHER).await;
             return Ok(());
         }
-        if !listener.hears || !listener.rings {
+        if !role.heard || !listener.rings {
             let _ = timeout(self.config.poll, self.nudge.notified()).await; // Either way it is time to look.
             return Ok(());
         }
@@ -277,6 +277,7 @@ impl Feed {
 
 /// Tries a link for as long as it works.
 async fn watch(link: Link, log: Log, metrics: Arc<Metrics>) -> Result<Infallible> {
+    let mut heard = link.hears();
     loop {
         sleep(LINK_CHECK_EVERY).await;
         if let Err(error) = link.answers().await {
@@ -284,7 +285,11 @@ async fn watch(link: Link, log: Log, metrics: Arc<Metrics>) -> Result<Infallible
             log.hang_up();
             return Err(error.context("the link to PostgreSQL is dead"));
         }
-        link.rings().await?;
+        let hears = link.rings().await?;
+        if hears && !heard {
+            metrics.hears_again();
+        }
+        heard = hears;
         metrics.doorbell_checked();
     }
 }

@@ -4,8 +4,8 @@
 //! tell writers and other gateways whether this gateway sleeps, leads, or is there at all, so they vanish with it.
 //! What is new it leaves to the feed to find out.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 use futures_util::future::poll_fn;
@@ -38,8 +38,6 @@ pub struct Listener {
     own_channel: String,
     /// Whether a transaction pooler is in the way: nobody's session is their own.
     pub pooled: bool,
-    /// Whether notifications arrive at all: not so behind a transaction pooler.
-    pub hears: bool,
     /// Whether writers ring: not so where two-phase commit is enabled.
     pub rings: bool,
 }
@@ -47,6 +45,8 @@ pub struct Listener {
 /// What the session heard and the feed has not looked at yet.
 #[derive(Default)]
 struct Heard {
+    /// Why notifications do not arrive; none where they do.
+    deaf: Mutex<Option<String>>,
     something: Notify,
     bell: AtomicBool,
     head: AtomicBool,
@@ -107,7 +107,7 @@ impl Listener {
         };
         let (client, _) = database.connect(Purpose::Listener, drive).await?;
         let client = Arc::new(client);
-        let mut listener = Listener { client, heard, lost, own_channel, pooled: false, hears: false, rings: false };
+        let mut listener = Listener { client, heard, lost, own_channel, pooled: false, rings: false };
         listener.begin(database).await?;
         Ok(listener)
     }
@@ -117,16 +117,21 @@ impl Listener {
         self.pooled = database.is_pooled(&self.client).await?;
         if self.pooled {
             // The session is somebody else's, too: nothing of ours may stay in it, neither what it listens to nor a lock nor a setting.
+            self.heard.say_deaf(Some("a transaction pooler is in the way".to_owned()));
             return Ok(());
         }
         database.settle(&self.client, Purpose::Listener).await?;
-        let own = &self.own_channel;
-        self.query(&format!("listen {CHANNEL}; listen {own}")).await?;
-        self.hears = self.link().ring().await.is_ok();
-        if !self.hears {
-            return self.query(&format!("unlisten {CHANNEL}; unlisten {own}")).await;
-        }
-        self.query(&format!("select pg_advisory_lock_shared({LOCKS}, {LOCK_PRESENT}); notify {CHANNEL}")).await
+        self.link().try_to_hear().await
+    }
+
+    /// Whether notifications arrive at all. Where they do not, the link may find later that they do again.
+    pub fn hears(&self) -> bool {
+        self.deaf().is_none()
+    }
+
+    /// Why notifications do not arrive; none where they do.
+    pub fn deaf(&self) -> Option<String> {
+        self.heard.deaf()
     }
 
     /// Waits for the doorbell. Cancel-safe: a ring that nobody took is there for the next call.
@@ -179,8 +184,8 @@ impl Listener {
 
     /// The link that it listens over, to be tried beside it.
     pub fn link(&self) -> Link {
-        let Listener { client, heard, own_channel, hears, .. } = self;
-        Link { client: client.clone(), heard: heard.clone(), own_channel: own_channel.clone(), hears: *hears }
+        let Listener { client, heard, own_channel, pooled, .. } = self;
+        Link { client: client.clone(), heard: heard.clone(), own_channel: own_channel.clone(), pooled: *pooled }
     }
 
     /// Tries to fall asleep: from then on writers ring. Not while one of them is in the middle of its commit.
@@ -198,9 +203,12 @@ impl Listener {
         self.try_lock(LOCK_LEADER).await
     }
 
-    /// Whether other gateways listen to the same database.
+    /// Whether other gateways listen to the same database, or may: where a stranger holds the lock, they cannot be counted.
     pub async fn has_company(&self) -> Result<bool> {
-        let count = format!("select count(*) > 1 from pg_locks where {}", held(LOCK_PRESENT));
+        let count = format!(
+            "select count(*) > 1 or count(*) filter (where pid = pg_backend_pid()) = 0 from pg_locks where {}",
+            held(LOCK_PRESENT)
+        );
         Ok(self.scalar(&count).await? == "t")
     }
 
@@ -241,7 +249,7 @@ pub struct Link {
     client: Arc<Client>,
     heard: Arc<Heard>,
     own_channel: String,
-    hears: bool,
+    pooled: bool,
 }
 
 impl Link {
@@ -250,9 +258,44 @@ impl Link {
         within(LINK_CHECK_PATIENCE, self.client.simple_query("select 1")).await.map(|_| ())
     }
 
-    /// A doorbell of our own comes back, where notifications arrive at all.
-    pub async fn rings(&self) -> Result<()> {
-        if self.hears { self.ring().await } else { Ok(()) }
+    /// Whether notifications arrive.
+    pub fn hears(&self) -> bool {
+        self.heard.deaf().is_none()
+    }
+
+    /// A doorbell of our own comes back. Where none did so far, for a reason that may pass, this tries whether one does now, and returns
+    /// whether notifications arrive.
+    ///
+    /// # Errors
+    ///
+    /// One does not come back, and did before.
+    pub async fn rings(&self) -> Result<bool> {
+        if self.hears() {
+            self.ring().await?;
+        } else if !self.pooled {
+            self.try_to_hear().await?;
+        }
+        Ok(self.hears())
+    }
+
+    /// Listens, and finds out whether that helps. If it does, this gateway counts as present from then on.
+    async fn try_to_hear(&self) -> Result<()> {
+        let own = &self.own_channel;
+        let run = async |sql: &str| within(LINK_PATIENCE, self.client.batch_execute(sql)).await;
+        run(&format!("listen {CHANNEL}; listen {own}")).await?;
+        let deaf = match self.ring().await {
+            Ok(()) => {
+                // Not so that it waits: whoever may connect can hold that lock.
+                run(&format!("select pg_try_advisory_lock_shared({LOCKS}, {LOCK_PRESENT}); notify {CHANNEL}")).await?;
+                None
+            }
+            Err(error) => {
+                run(&format!("unlisten {CHANNEL}; unlisten {own}")).await?;
+                Some(format!("{error:#}"))
+            }
+        };
+        self.heard.say_deaf(deaf);
+        Ok(())
     }
 
     async fn ring(&self) -> Result<()> {
@@ -276,6 +319,14 @@ fn leaders() -> String {
 }
 
 impl Heard {
+    fn deaf(&self) -> Option<String> {
+        self.deaf.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn say_deaf(&self, why: Option<String>) {
+        *self.deaf.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    }
+
     fn note(&self, channel: &str, payload: &str, own_channel: &str) {
         if channel == own_channel {
             return self.own.notify_one();

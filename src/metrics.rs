@@ -199,17 +199,22 @@ impl Metrics {
         self.commits_forgotten.inc_by(commits.unsigned_abs());
     }
 
-    /// The feed has its PostgreSQL.
-    pub fn database_found(&self, hears: bool, rings: bool) {
+    /// The feed has its PostgreSQL. `deaf`: why notifications do not arrive, if they do not. `rings`: whether writers ring.
+    pub fn database_found(&self, deaf: Option<&str>, rings: bool) {
         self.database_up.set(1);
         *self.reminded.lock().unwrap_or_else(PoisonError::into_inner) = None;
         tracing::info!("connected to PostgreSQL");
-        if !hears {
-            tracing::warn!("notifications do not arrive (a transaction pooler?): polling; see \"switchboard check\"");
+        if let Some(why) = deaf {
+            tracing::warn!("notifications do not arrive ({why}): polling; see \"switchboard check\"");
         } else if !rings {
             tracing::warn!("two-phase commit is enabled, so writers do not ring: polling; see \"switchboard check\"");
         }
         self.doorbell_checked();
+    }
+
+    /// Notifications arrive, which did not before.
+    pub fn hears_again(&self) {
+        tracing::info!("notifications arrive again: polling no more");
     }
 
     /// A doorbell of our own came back.

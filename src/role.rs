@@ -31,6 +31,8 @@ pub struct Role {
     pub moved: Instant,
     /// When it looked around last.
     pub looked: Instant,
+    /// Whether notifications arrived when it looked around last.
+    pub heard: bool,
     silence: Silence,
 }
 
@@ -46,6 +48,7 @@ impl Role {
             sleepless: 0,
             moved: now,
             looked: now,
+            heard: false,
             silence: Silence::default(),
         };
         role.look_around(listener, metrics).await?;
@@ -55,13 +58,17 @@ impl Role {
     /// Takes the lead where it is free, and counts who else is there.
     pub async fn look_around(&mut self, listener: &Listener, metrics: &Metrics) -> Result<()> {
         self.looked = Instant::now();
-        if !listener.hears {
+        let hears = listener.hears();
+        if !hears {
             // Behind a pooler a lock would stay with somebody else's session. Everybody leads; numbering keeps them apart.
             self.leads = true;
         } else {
+            // What it led while it was deaf, it led without the lock.
+            self.leads &= self.heard;
             self.leads = self.leads || listener.try_lead().await?;
             self.has_company = listener.has_company().await?;
         }
+        self.heard = hears;
         metrics.leads(self.leads);
         Ok(())
     }

@@ -22,6 +22,8 @@ pub enum Mode {
     Silent,
     /// Carries every piece this much later.
     Slow(Duration),
+    /// Carries it, but PostgreSQL's notifications come to another channel than they went to.
+    Deaf,
 }
 
 /// A proxy on a port of its own.
@@ -124,8 +126,10 @@ impl Shared {
                 async |mode: &mut watch::Receiver<Mode>| *mode.wait_for(|mode| *mode != Mode::Silent).await.unwrap();
             heard(&mut mode).await;
             let Ok(count @ 1..) = from.read(&mut bytes).await else { return };
-            if let Mode::Slow(delay) = heard(&mut mode).await {
-                tokio::time::sleep(delay).await;
+            match heard(&mut mode).await {
+                Mode::Slow(delay) => tokio::time::sleep(delay).await,
+                Mode::Deaf => misdirect(&mut bytes[..count]),
+                Mode::Pass | Mode::Silent => {}
             }
             let passed = if counted { self.spend(count) } else { count };
             if to.write_all(&bytes[..passed]).await.is_err() {
@@ -148,5 +152,15 @@ impl Shared {
             (allowance >= 0).then(|| allowance - passed as i64)
         });
         if spent.is_ok() { passed } else { count }
+    }
+}
+
+/// Changes the channel of notifications: after their letter come a length and a process, of four bytes each.
+fn misdirect(bytes: &mut [u8]) {
+    const CHANNEL: &[u8] = b"switchboard";
+    for at in 9..bytes.len().saturating_sub(CHANNEL.len()) {
+        if bytes[at - 9] == b'A' && bytes[at..].starts_with(CHANNEL) {
+            bytes[at] = b'S';
+        }
     }
 }

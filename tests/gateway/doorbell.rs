@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use tokio_postgres::{AsyncMessage, NoTls};
 
-use crate::harness::{Database, Gateway, Server, soon, until};
+use crate::harness::{Database, Gateway, Mode, Server, soon, until};
 
 /// Whether a feed sleeps: it holds the lock of the doorbell exclusively.
 pub async fn asleep(db: &Database) -> bool {
@@ -60,7 +60,8 @@ async fn a_feed_that_may_not_sleep_delivers_all_the_same() {
 #[tokio::test]
 async fn a_doorbell_that_never_rings_costs_time_only() {
     let db = Database::with_switch().await;
-    let silent = "create or replace function switchboard.confirm_mark() returns trigger language plpgsql security definer as
+    let silent =
+        "create or replace function switchboard.confirm_mark() returns trigger language plpgsql security definer as
                   $$ begin return null; end $$";
     db.run(&[silent]).await;
     let gateway = Gateway::start(&db).await;
@@ -71,6 +72,31 @@ async fn a_doorbell_that_never_rings_costs_time_only() {
 
     assert_eq!(client.changes().await[0]["new"]["level"], 1);
     assert_eq!(client.changes().await[0]["new"]["level"], 2);
+}
+
+#[tokio::test]
+async fn a_gateway_that_could_not_hear_polls_until_it_can() {
+    let db = Database::with_switch().await;
+    let (proxy, through) = db.behind_proxy().await;
+    proxy.set(Mode::Deaf);
+    let gateway = Gateway::launch(through, |_| {}).await;
+    gateway.ready().await;
+    let mut client = gateway.follow("").await;
+    let present =
+        "select count(*) from pg_locks where locktype = 'advisory' and (classid, objid) = (1937203812, 3) and granted
+                   and database = (select oid from pg_database where datname = current_database())";
+    db.run(&["update switch set level = 1 where id = 1"]).await;
+    assert_eq!(client.changes().await[0]["new"]["level"], 1);
+    assert_eq!(db.value::<i64>(present).await, 0, "it polls");
+
+    proxy.set(Mode::Pass);
+
+    until("the feed sleeps", async || asleep(&db).await).await;
+    assert_eq!(db.value::<i64>(present).await, 1);
+    db.run(&["update switch set level = 2 where id = 1"]).await;
+    assert_eq!(client.changes().await[0]["new"]["level"], 2);
+    // It leads by the lock from now on, as it did without one.
+    assert_eq!(db.value::<i64>(&present.replace("812, 3", "812, 2")).await, 1);
 }
 
 #[tokio::test]
