@@ -40,7 +40,7 @@ begin
         return null;
     end if;
     -- Retention must not mistake positions or transactions of the new epoch for those of the old one.
-    perform pg_advisory_xact_lock(1937203812, 5);
+    lock table switchboard.trimming in exclusive mode;
     -- Only row locks on committed rows: writers go on meanwhile. One statement, so that all of it has one snapshot: what that does not
     -- see stays whole, and is the first that the new epoch numbers.
     with log as (delete from switchboard.log),

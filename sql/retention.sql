@@ -7,6 +7,7 @@
 --
 -- A slice ends after commits_max commits, rows_max changes or bytes_max bytes, in the middle of a commit if need be. That commit is
 -- forgotten first, so that a reader finds it and all of its changes or nothing, and the rest of its changes goes in the next slices.
+-- Transactions without a mark go with their neighbours, and whoever follows their tables begins anew.
 --
 -- hint, hint_epoch: as for look(). Returns how many commits were forgotten, whether there is more to do, and the anchor's position now,
 -- where that was looked at. May be called by several gateways: one at a time does something.
@@ -24,6 +25,8 @@ as $$
 declare
     newest record;
     anchor bigint;
+    anchor_xid xid8;
+    unmarked xid8[];
     last   bigint;
     change record;
     -- The commits that the slice comes to; all but the last of them are deleted to their end.
@@ -34,11 +37,13 @@ declare
 begin
     forgotten := 0;
     more := false;
-    if not pg_try_advisory_xact_lock(1937203812, 5) then
+    begin
+        lock table switchboard.trimming in exclusive mode nowait;
+    exception when lock_not_available then
         return;
-    end if;
-    select c.position, c.bytes_end into newest from switchboard.commit as c order by c.position desc limit 1;
-    select c.position into anchor from switchboard.commit as c
+    end;
+    select c.position, c.bytes_end, c.snapshot into newest from switchboard.commit as c order by c.position desc limit 1;
+    select c.position, c.xid into anchor, anchor_xid from switchboard.commit as c
     where c.position >= case when hint_epoch = (select name from switchboard.epoch) then least(hint, newest.position) else 0 end
     order by c.position limit 1;
     oldest := anchor;
@@ -78,6 +83,7 @@ begin
         delete from switchboard.commit where position >= anchor and position < last;
         update switchboard.commit set last_serial = null where position = last;
         oldest := last;
+        unmarked := switchboard.unmarked(anchor_xid, xids[cardinality(xids)], newest.snapshot, commits_max);
     end if;
     delete from switchboard.mark where xid = any (xids);
     delete from switchboard.forgotten where xid = any (xids);
@@ -89,6 +95,37 @@ begin
         xids := xids[:cardinality(xids) - 1];
     end if;
     delete from switchboard.log where xid = any (xids);
-    more := more or coalesce(last - anchor >= commits_max, false);
+    insert into switchboard.forgotten (xid, after_serial, last_serial)
+    select each, 0, (select log.serial from switchboard.log as log where log.xid = each order by log.serial desc limit 1)
+    from unnest(unmarked) as each;
+    perform switchboard.begin_again(tables.watch)
+    from (select distinct changed.watch
+          from unnest(unmarked) as each
+          cross join lateral (select log.watch from switchboard.log as log where log.xid = each limit rows_max) as changed) as tables
+    join switchboard.watched as watched on watched.id = tables.watch and watched.active;
+    more := more or coalesce(last - anchor >= commits_max, false) or coalesce(cardinality(unmarked), 0) > 0;
 end
+$$;
+
+-- The transactions between these two, at most so many, that have changes in the log and can get no position any more: they have no mark,
+-- and the last numbering saw them as over. A writer that sets "switchboard.xid" to the number of its own transaction makes such a one.
+create or replace function switchboard.unmarked(after xid8, until xid8, numbered pg_snapshot, count_max integer) returns xid8[]
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    set enable_indexscan = on
+    set enable_bitmapscan = off
+    set enable_seqscan = off
+as $$
+    -- From one transaction to the next, however many changes it has.
+    with recursive each (xid) as (
+        (select log.xid from switchboard.log as log where log.xid > after and log.xid < until order by log.xid limit 1)
+        union all
+        select (select log.xid from switchboard.log as log where log.xid > each.xid and log.xid < until order by log.xid limit 1)
+        from each where each.xid is not null
+    )
+    select coalesce(array_agg(found.xid), '{}')
+    from (select xid from each where xid is not null limit count_max) as found
+    where pg_visible_in_snapshot(found.xid, numbered)
+      and not exists (select from switchboard.mark as mark where mark.xid = found.xid)
+      and not exists (select from switchboard.forgotten as forgotten where forgotten.xid = found.xid)
 $$;

@@ -53,6 +53,36 @@ begin
 end
 $$;
 
+-- Whether nobody can log in as this role, nor become it, superusers excepted.
+create or replace function switchboard.is_nobody(role oid) returns boolean
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select not r.rolcanlogin and not r.rolsuper
+           and not exists (select from pg_auth_members as m join pg_roles as member on member.oid = m.member
+                           where m.roleid = r.oid and not member.rolsuper)
+    from pg_roles as r where r.oid = role
+$$;
+
+-- What anybody but the owner and the gateways' roles was granted on what is ours: each as SQL spells it, with whom it was granted.
+create or replace function switchboard.foreign_grants() returns table (what text, grantee text)
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select distinct ours.what, case grants.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(grants.grantee)) end
+    from (select 'schema switchboard' as what, nspowner as owner, nspacl as acl
+          from pg_namespace where nspname = 'switchboard'
+          union all
+          select format('%s switchboard.%I', case relkind when 'S' then 'sequence' else 'table' end, relname), relowner, relacl
+          from pg_class where relnamespace = 'switchboard'::regnamespace and relkind in ('r', 'S')
+          union all
+          select format('function %s', oid::regprocedure), proowner, coalesce(proacl, acldefault('f', proowner))
+          from pg_proc where pronamespace = 'switchboard'::regnamespace) as ours
+    cross join lateral aclexplode(ours.acl) as grants
+    where grants.grantee <> ours.owner
+      and not exists (select from switchboard.gateway_role as g where g.role_name = pg_get_userbyid(grants.grantee))
+$$;
+
 -- Takes back what was lent: on one table, or all of it.
 create or replace function switchboard.take_back(only_schema text default null, only_table text default null) returns void
     language plpgsql volatile
@@ -75,11 +105,54 @@ begin
 end
 $$;
 
--- The gateways' roles may call functions that came since.
-select switchboard.allow_gateway(r.oid::pg_catalog.regrole)
-from switchboard.gateway_role as g join pg_catalog.pg_roles as r on r.rolname = g.role_name;
+-- A schema that a superuser installs gets an owner of its own, who is nobody else and cannot log in: what capture runs as must not
+-- be a superuser, since the owner of a watched table can have it run a cast of theirs to json. A role of that name that somebody could
+-- become is not taken.
+do $$
+declare
+    owner oid;
+    thing record;
+begin
+    if not (select rolsuper from pg_catalog.pg_roles where rolname = current_user) then
+        return;
+    end if;
+    begin
+        create role switchboard nologin;
+        comment on role switchboard is 'Switchboard: owns its schemas (made by switchboard install)';
+    exception when duplicate_object or unique_violation then
+        null;
+    end;
+    select oid into owner from pg_catalog.pg_roles where rolname = 'switchboard' and switchboard.is_nobody(oid);
+    if owner is null then
+        return;
+    end if;
+    if exists (select from pg_catalog.pg_namespace where nspname = 'switchboard' and nspowner <> owner) then
+        alter schema switchboard owner to switchboard;
+    end if;
+    for thing in select relname, relkind from pg_catalog.pg_class
+                 where relnamespace = 'switchboard'::pg_catalog.regnamespace and relkind in ('r', 'S') and relowner <> owner loop
+        execute pg_catalog.format('alter %s switchboard.%I owner to switchboard',
+                                  case thing.relkind when 'S' then 'sequence' else 'table' end, thing.relname);
+    end loop;
+    for thing in select oid::pg_catalog.regprocedure as called from pg_catalog.pg_proc
+                 where pronamespace = 'switchboard'::pg_catalog.regnamespace and proowner <> owner loop
+        execute pg_catalog.format('alter function %s owner to switchboard', thing.called);
+    end loop;
+end
+$$;
 
--- Nobody may call these but the owner and the gateways. (A trigger's function needs no right of the writer's.)
-revoke all on all functions in schema switchboard from public;
+-- What somebody else was granted on our tables, functions and schema is taken away: default privileges may say so of every new one. Before
+-- the gateways' roles get what they need, which also are functions that came since.
+do $$
+declare
+    granted record;
+begin
+    for granted in select * from switchboard.foreign_grants() loop
+        execute pg_catalog.format('revoke all on %s from %s', granted.what, granted.grantee);
+    end loop;
+    perform switchboard.allow_gateway(r.oid::pg_catalog.regrole)
+    from switchboard.gateway_role as g join pg_catalog.pg_roles as r on r.rolname = g.role_name;
+end
+$$;
 
 select switchboard.open();

@@ -9,3 +9,14 @@ end
 $$;
 
 drop schema if exists switchboard cascade;
+
+-- The role that owned them, if it was made for that and owns nothing in another database.
+do $$
+begin
+    if (select pg_catalog.shobj_description(oid, 'pg_authid') like 'Switchboard: %' from pg_catalog.pg_roles where rolname = 'switchboard') then
+        drop role switchboard;
+    end if;
+exception when dependent_objects_still_exist or insufficient_privilege then
+    null;
+end
+$$;

@@ -1,5 +1,6 @@
 //! The command `check`: says what is wrong between here and the database, and how to mend it. It changes nothing.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
@@ -112,6 +113,8 @@ async fn look(client: &Client, database: &Database, findings: &mut Vec<Finding>)
         return Ok(());
     }
     look_at_rights(client, user, findings).await?;
+    look_at_grants(client, findings).await;
+    look_at_locks(client, findings).await?;
     look_at_doorbell(database, findings).await;
     look_at_tables(client, findings).await?;
     look_at_row_security(client, findings).await;
@@ -161,21 +164,53 @@ async fn look_at_rights(client: &Client, user: &str, findings: &mut Vec<Finding>
     Ok(())
 }
 
+/// Whether somebody may read or write what is ours, beside its owner and the gateways' roles.
+async fn look_at_grants(client: &Client, findings: &mut Vec<Finding>) {
+    // Only the owner of the schema may ask.
+    let sql = "select what, grantee from switchboard.foreign_grants() order by 1, 2";
+    let rows = session::rows(client, sql, &[]).await.unwrap_or_default();
+    let Some(row) = rows.first() else { return };
+    let (what, grantee): (&str, &str) = (row.get(0), row.get(1));
+    let more = if rows.len() > 1 { format!(", and {} more like that", rows.len() - 1) } else { String::new() };
+    findings.push(wrong(
+        format!("{grantee} has rights on the {what}{more}: the log holds the rows of all watched tables"),
+        "run: switchboard install, which takes them back; so it does with rights that default privileges gave",
+    ));
+}
+
+/// Whether somebody who is no gateway holds one of the locks that gateways tell each other something by. Whoever may connect can.
+async fn look_at_locks(client: &Client, findings: &mut Vec<Finding>) -> Result<()> {
+    let sql = "select distinct session.pid, session.usename::text
+               from pg_locks as held join pg_stat_activity as session using (pid)
+               where held.locktype = 'advisory' and held.classid = 1937203812 and held.objsubid = 2
+                     and held.database = (select oid from pg_database where datname = current_database())
+                     and not has_schema_privilege(session.usesysid, 'switchboard', 'usage') and held.mode = 'ExclusiveLock'
+               order by 1";
+    for row in session::rows(client, sql, &[]).await? {
+        let (pid, role): (i32, &str) = (row.get(0), row.get(1));
+        findings.push(note(
+            format!("session {pid} of {role} holds a lock of Switchboard's: nothing is lost, but gateways are slower and ring more"),
+            format!("ask {role} why; select pg_terminate_backend({pid}) ends it"),
+        ));
+    }
+    Ok(())
+}
+
 async fn look_at_doorbell(database: &Database, findings: &mut Vec<Finding>) {
     match Listener::connect(database).await {
         Err(error) => {
             findings.push(wrong(format!("cannot listen: {error:#}"), "allow one more connection for this role"))
         }
         Ok(listener) => {
-            findings.push(match listener.hears {
-                true => good("the doorbell is heard"),
-                false if listener.pooled => note(
+            findings.push(match listener.deaf() {
+                None => good("the doorbell is heard"),
+                Some(_) if listener.pooled => note(
                     "a transaction pooler is in the way: it shares sessions among its clients, so nobody can listen in one",
                     "gateways poll (--poll-ms), and /listen does not work; give them an address that leads to the server itself to be faster",
                 ),
-                false => note(
-                    "notifications do not arrive",
-                    "gateways poll (--poll-ms); give them an address that leads to the server itself to be faster",
+                Some(why) => note(
+                    format!("notifications do not arrive: {why}"),
+                    "gateways poll (--poll-ms), and try again every 5 s; if the queue is full, end the oldest transaction of a session that listens (pg_stat_activity); else give them an address that leads to the server itself",
                 ),
             });
             if !listener.rings {
@@ -193,7 +228,8 @@ async fn look_at_tables(client: &Client, findings: &mut Vec<Finding>) -> Result<
                       switchboard.captures(relation, watched.id),
                       coalesce(has_table_privilege(class.oid, 'select'), false), key_columns is not null,
                       pg_get_userbyid(class.relowner)::text, pg_get_userbyid(capture.proowner)::text,
-                      coalesce(pg_has_role(class.relowner, capture.proowner, 'usage'), true)
+                      coalesce(pg_has_role(class.relowner, capture.proowner, 'usage'), true),
+                      coalesce((select rolsuper from pg_roles where oid = capture.proowner), false)
                from switchboard.watched left join pg_class as class on class.oid = relation
                cross join (select proowner from pg_proc where oid = 'switchboard.capture'::regproc) as capture order by 1";
     let rows = match session::rows(client, sql, &[]).await {
@@ -208,15 +244,23 @@ async fn look_at_tables(client: &Client, findings: &mut Vec<Finding>) -> Result<
     if watched.clone().count() == 0 {
         findings.push(note("no table is watched", "run: switchboard watch TABLE"));
     }
+    let owners: BTreeSet<&str> = watched.clone().filter(|row| !row.get::<_, bool>(8)).map(|row| row.get(6)).collect();
+    if let Some(row) = rows.first().filter(|_| !owners.is_empty()) {
+        let owners = owners.into_iter().collect::<Vec<_>>().join(", ");
+        let installer: &str = row.get(7);
+        let what = format!(
+            "who owns a watched table ({owners}) can act as {installer}: by a cast of a type of theirs to json, which runs when a row is captured"
+        );
+        findings.push(match row.get(9) {
+            true => wrong(
+                what,
+                "a role that nobody can use should own the schema: rename or drop the role switchboard, then run: switchboard install",
+            ),
+            false => note(what, "trust them with what the log holds, or let them own no table that is watched"),
+        });
+    }
     for row in watched {
         let table: &str = row.get(0);
-        if !row.get::<_, bool>(8) {
-            let (owner, installer): (&str, &str) = (row.get(6), row.get(7));
-            findings.push(note(
-                format!("{owner}, who owns {table}, can act as {installer} through it: by a cast of a type of theirs to json"),
-                "trust them as much, or install as a role that owns nothing but the schema \"switchboard\"",
-            ));
-        }
         let (exists, captures, readable, keyed): (bool, bool, bool, bool) =
             (row.get(2), row.get(3), row.get(4), row.get(5));
         findings.push(match (exists, captures, readable, keyed) {

@@ -48,6 +48,9 @@ pub async fn install(client: &mut Client, switch: bool, gateway_role: Option<&st
 async fn try_install(transaction: &Transaction<'_>, switch: bool, gateway_role: Option<&str>) -> Result<String> {
     let lock = format!("select pg_catalog.pg_advisory_xact_lock({LOCK_INSTALL})");
     transaction.batch_execute(&lock).await.map_err(told)?;
+    // Before anything in it is looked at: what somebody else put there would run as whoever installs.
+    transaction.batch_execute("create schema if not exists switchboard").await.map_err(told)?;
+    refuse_what_is_not_ours(transaction).await?;
     let applied = applied(transaction).await?;
     if applied.len() == UNRELEASED_STEPS {
         bail!(
@@ -83,12 +86,66 @@ async fn try_install(transaction: &Transaction<'_>, switch: bool, gateway_role: 
         transaction.batch_execute(SWITCH).await.map_err(told).context("the table public.switch")?;
         said.push_str("; watching public.switch");
     }
+    said.push_str(&owner_that_could_not_be(transaction).await?);
     if let Some(role) = gateway_role {
         let allow = "select switchboard.allow_gateway(quote_ident($1)::regrole)::text";
         session::rows(transaction, allow, &[(&role, Type::TEXT)]).await.context("the gateway's role")?;
         said.push_str(&format!("; {role} may run a gateway"));
     }
     Ok(said)
+}
+
+/// What to say where a superuser owns what it installed, because the role that should own it can be used by somebody: else nothing.
+async fn owner_that_could_not_be(transaction: &Transaction<'_>) -> Result<String> {
+    let sql = "select pg_catalog.pg_get_userbyid(n.nspowner)::text from pg_catalog.pg_namespace as n
+               join pg_catalog.pg_roles as r on r.oid = n.nspowner where n.nspname = 'switchboard' and r.rolsuper";
+    let owner = session::rows(transaction, sql, &[]).await?.pop();
+    Ok(owner.map_or_else(String::new, |row| {
+        let owner: &str = row.get(0);
+        format!(
+            "; {owner} owns the schema, since somebody can log in as or become the role switchboard (see \"switchboard check\")"
+        )
+    }))
+}
+
+/// Refuses a schema of our name, or something in it, that belongs to somebody else than who installs. A superuser also takes what belongs
+/// to the role `switchboard`, if nobody can become that.
+async fn refuse_what_is_not_ours(transaction: &Transaction<'_>) -> Result<()> {
+    let sql = "with ours (owner) as (
+                   select oid from pg_catalog.pg_roles where rolname = current_user
+                   union all
+                   select r.oid from pg_catalog.pg_roles as r
+                   where r.rolname = 'switchboard' and not r.rolcanlogin and not r.rolsuper
+                         and (select rolsuper from pg_catalog.pg_roles where rolname = current_user)
+                         and not exists (select from pg_catalog.pg_auth_members as m
+                                         join pg_catalog.pg_roles as member on member.oid = m.member
+                                         where m.roleid = r.oid and not member.rolsuper)
+               ), found (place, what, owner) as (
+                   select 1, 'the schema \"switchboard\"', nspowner from pg_catalog.pg_namespace where nspname = 'switchboard'
+                   union all
+                   select 2, 'switchboard.' || relname, relowner from pg_catalog.pg_class where relnamespace = $1::regnamespace
+                   union all
+                   select 3, 'the function ' || oid::regprocedure, proowner from pg_catalog.pg_proc where pronamespace = $1::regnamespace
+                   union all
+                   select 4, 'the type switchboard.' || typname, typowner from pg_catalog.pg_type where typnamespace = $1::regnamespace
+                   union all
+                   select 5, 'the operator ' || oid::regoperator, oprowner from pg_catalog.pg_operator where oprnamespace = $1::regnamespace
+                   union all
+                   select 6, pg_catalog.format('the trigger %I on %s', t.tgname, t.tgrelid::regclass), p.proowner
+                   from pg_catalog.pg_trigger as t join pg_catalog.pg_class as c on c.oid = t.tgrelid
+                   join pg_catalog.pg_proc as p on p.oid = t.tgfoid
+                   where c.relnamespace = $1::regnamespace and not t.tgisinternal
+               )
+               select what, pg_catalog.pg_get_userbyid(owner)::text, current_user::text
+               from found where owner not in (select owner from ours) order by place, what limit 1";
+    let Some(row) = session::rows(transaction, sql, &[(&"switchboard", Type::TEXT)]).await?.pop() else {
+        return Ok(());
+    };
+    let (what, owner, user): (&str, &str, &str) = (row.get(0), row.get(1), row.get(2));
+    bail!(
+        "{what} belongs to {owner}, and installing would run what {owner} put there as {user}; \
+         if {owner} installed Switchboard, install as {owner}; else look at it, then run: drop schema switchboard cascade"
+    )
 }
 
 /// The numbers of the steps that the database has.

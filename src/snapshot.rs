@@ -82,7 +82,10 @@ impl Store {
     /// Room for some more of a snapshot.
     fn take(&self, room: &mut Room, bytes: u64) -> Result<()> {
         if room.bytes + bytes > self.one_bytes_max {
-            bail!("the rows take more than {} bytes; select fewer, or raise --snapshot-bytes-max", self.one_bytes_max);
+            let most = self.one_bytes_max;
+            bail!(Unreadable(format!(
+                "the rows take more than {most} bytes; select fewer, or let the operator raise --snapshot-bytes-max"
+            )));
         }
         if self.taken_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > self.all_bytes_max {
             self.taken_bytes.fetch_sub(bytes, Ordering::Relaxed);
@@ -165,9 +168,12 @@ impl std::fmt::Display for Changed {
 
 impl std::error::Error for Changed {}
 
-/// The rows of a table cannot be read, whenever that is tried.
+/// The rows cannot be read, whenever that is tried: why, and what to do about it.
 #[derive(Debug)]
 struct Unreadable(String);
+
+/// What to do where it is a table whose rows cannot be read.
+const REMEDY: &str = "select other tables, or let the operator run \"switchboard check\"";
 
 impl std::fmt::Display for Unreadable {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -188,7 +194,9 @@ impl Unreadable {
             || ["22", "54", "P0"].iter().any(|class| code.starts_with(class));
         let error = told(error);
         match lasts {
-            true => Unreadable(format!("the rows of {} cannot be read: {encoding}{error:#}", table.name)).into(),
+            true => {
+                Unreadable(format!("the rows of {} cannot be read: {encoding}{error:#}; {REMEDY}", table.name)).into()
+            }
             false => error.context(format!("reading {}", table.name)),
         }
     }
@@ -313,7 +321,9 @@ impl Snapshots {
         let patience = self.reading_patience;
         let read = timeout(patience, read).await.unwrap_or_else(|_| {
             let seconds = patience.as_secs_f64();
-            bail!("the rows could not be read within {seconds} s, and may not be locked for longer; select fewer")
+            bail!(Unreadable(format!(
+                "the rows could not be read within {seconds} s, and may not be locked for longer; select fewer"
+            )))
         });
         match read {
             Ok(_) => connection.give_back(),
@@ -440,7 +450,7 @@ impl Snapshots {
         let mut pages = 0;
         while let Some(row) = connection.within(async { Ok(rows.try_next().await) }).await?.map_err(unreadable)? {
             let Ok(row) = row.try_get(0) else {
-                bail!(Unreadable(format!("the rows of {} cannot be read: a text is not UTF-8", table.name)));
+                bail!(Unreadable(format!("the rows of {} cannot be read: a text is not UTF-8; {REMEDY}", table.name)));
             };
             page.push(row);
             if page.bytes() >= ROWS_BYTES_MAX {

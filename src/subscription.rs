@@ -158,8 +158,7 @@ impl Subscription {
                 Some(Ended::Wrong)
             }
             End::Unreadable(what) => {
-                let remedy = "select other tables, or let the operator run \"switchboard check\"";
-                self.refuse("unreadable", &format!("{what}; {remedy}")).await;
+                self.refuse("unreadable", &what).await;
                 Some(Ended::Wrong)
             }
             End::Failed(error) => {

@@ -122,6 +122,10 @@ create table if not exists switchboard.forgotten (
 create table if not exists switchboard.numbering ();
 alter table switchboard.numbering replica identity full;
 
+-- Empty: those who delete old commits hold a lock on it. (Whoever may connect can hold an advisory lock.)
+create table if not exists switchboard.trimming ();
+alter table switchboard.trimming replica identity full;
+
 -- The roles that gateways use, beside the owner of this schema.
 create table if not exists switchboard.gateway_role (
     role_name text not null,

@@ -92,7 +92,10 @@ async fn a_dump_that_is_restored_into_another_cluster_begins_a_new_epoch() {
     let cursor = client.cursor.clone().unwrap();
 
     let admin = connect(&new.0.url("postgres")).await;
-    admin.batch_execute("create database copy").await.unwrap();
+    // Roles are not in a dump.
+    for statement in ["create role switchboard nologin", "create database copy"] {
+        admin.batch_execute(statement).await.unwrap();
+    }
     let mut dumping = Command::new(dump).arg(&db.url).stdout(Stdio::piped()).spawn().unwrap();
     let text: Stdio = dumping.stdout.take().unwrap().try_into().unwrap();
     let mut restoring = Command::new(psql);

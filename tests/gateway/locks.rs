@@ -181,5 +181,5 @@ async fn a_reading_that_takes_too_long_ends_and_says_so() {
         db.value("select count(*) = 0 from pg_locks where relation = 't'::regclass").await
     })
     .await;
-    assert_eq!(client.closed().await, 1011);
+    assert_eq!((&error["code"], client.closed().await), (&"unreadable".into(), 4400));
 }

@@ -34,6 +34,7 @@ mod settings;
 mod snapshots;
 mod statements;
 mod stopping;
+mod strangers;
 mod subscriptions;
 mod switch_status;
 mod tail;

@@ -4,7 +4,6 @@
 use bytes::Bytes;
 use futures_util::SinkExt;
 use serde_json::{Value, json};
-use switchboard::check;
 use switchboard::config::FRAME_BYTES_MAX;
 
 use crate::harness::{Client, Database, Gateway, Server};
@@ -553,21 +552,6 @@ async fn a_table_may_belong_to_another_role() {
 
     assert_eq!(told(&mut client).await, ["insert theirs.t 1 x"]);
     assert_eq!(told(&mut client).await, ["update theirs.t 1 x", "truncate theirs.t"]);
-}
-
-#[tokio::test]
-async fn check_names_the_owners_of_tables_who_could_act_as_the_installer() {
-    let db = Database::with_switch().await;
-    let (owner, session) = role(&db, "climber").await;
-    db.run(&[&format!("create schema theirs authorization {owner}")]).await;
-    session.batch_execute("create table theirs.t (id int primary key)").await.unwrap();
-    db.watch("theirs.t").await;
-
-    let findings: Vec<String> = check::check(&db.config()).await.iter().map(|finding| finding.to_string()).collect();
-
-    let warned: Vec<&String> = findings.iter().filter(|finding| finding.contains("can act as")).collect();
-    assert_eq!(warned.len(), 1, "{findings:#?}");
-    assert!(warned[0].starts_with(&format!("note   {owner}, who owns theirs.t, can act as postgres")), "{}", warned[0]);
 }
 
 #[tokio::test]
