@@ -185,6 +185,13 @@ pub struct GatewayArgs {
     /// How many subscriptions one subscriber may have at a time, 1 to 10000
     #[arg(long, env = "SWITCHBOARD_SUBSCRIPTIONS_MAX", default_value = "100", value_name = "COUNT")]
     pub subscriptions_max: String,
+    /// How much the row filters of one connection may weigh together, 1 or more: 1 for each condition, and for every 256 bytes of their
+    /// values and compiled patterns
+    #[arg(long, env = "SWITCHBOARD_FILTER_WEIGHT_MAX", default_value = "20000", value_name = "WEIGHT")]
+    pub filter_weight_max: String,
+    /// How much the row filters of all connections may weigh together, 1 or more
+    #[arg(long, env = "SWITCHBOARD_FILTERS_WEIGHT_MAX", default_value = "1000000", value_name = "WEIGHT")]
+    pub filters_weight_max: String,
     /// How many bytes of frames to keep for subscribers that are a little behind, 1048576 or more
     #[arg(long, env = "SWITCHBOARD_HISTORY_BYTES_MAX", default_value = "67108864", value_name = "BYTES")]
     pub history_bytes_max: String,
@@ -239,6 +246,10 @@ pub struct Config {
     pub trusted_proxies: Networks,
     /// How many subscriptions one subscriber may have at a time.
     pub subscriptions_max: usize,
+    /// How much the filters of one connection may weigh.
+    pub filter_weight_max: u64,
+    /// How much all filters may weigh.
+    pub filters_weight_max: u64,
     /// How many bytes of frames the hub keeps.
     pub history_bytes_max: usize,
     /// How many bytes one snapshot may take on disk.
@@ -430,6 +441,8 @@ impl GatewayArgs {
             ),
             trusted_proxies: mistakes.read("trusted-proxies", Networks::new(&self.trusted_proxies)).unwrap_or_default(),
             subscriptions_max: mistakes.number("subscriptions-max", &self.subscriptions_max, 1, 10_000),
+            filter_weight_max: mistakes.number("filter-weight-max", &self.filter_weight_max, 1, u64::MAX),
+            filters_weight_max: mistakes.number("filters-weight-max", &self.filters_weight_max, 1, u64::MAX),
             history_bytes_max: mistakes.number("history-bytes-max", &self.history_bytes_max, 1 << 20, usize::MAX),
             snapshot_bytes_max: mistakes.number("snapshot-bytes-max", &self.snapshot_bytes_max, 1 << 20, u64::MAX),
             snapshots_bytes_max: mistakes.number("snapshots-bytes-max", &self.snapshots_bytes_max, 1 << 20, u64::MAX),

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
 use crate::config::OUTBOX_BYTES_MAX;
+use crate::filter::weight::Weights;
 use crate::protocol;
 
 /// How many subscriptions of one client read rows or the log at the same time: each holds a page of it.
@@ -22,6 +23,8 @@ pub struct Outbox {
     /// Told when it was emptied. Every subscription may listen.
     room: Notify,
     reading: Semaphore,
+    /// The filters of the client's subscriptions.
+    filters: Weights,
 }
 
 impl Default for Outbox {
@@ -31,6 +34,7 @@ impl Default for Outbox {
             news: Notify::new(),
             room: Notify::new(),
             reading: Semaphore::new(READING_MAX),
+            filters: Weights::default(),
         }
     }
 }
@@ -73,6 +77,11 @@ impl Outbox {
             }
             room.await;
         }
+    }
+
+    /// The weights of the client's filters, of which only few may be heavy.
+    pub fn filters(&self) -> &Weights {
+        &self.filters
     }
 
     /// Waits for leave to read rows or the log, which few subscriptions of one client do at the same time.

@@ -8,7 +8,7 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use crate::change::{Fields, Op, TableName, View};
-use crate::filter::{Column, Expression, Filter, Question, Route, Undecidable};
+use crate::filter::{Column, Expression, Filter, Meter, Question, Route, Undecidable};
 use crate::names::{Typed, ident, shell};
 use crate::table::{Tables, Watched};
 
@@ -111,7 +111,8 @@ impl Selection {
         let Some(filter) = pick.filter.as_ref().filter(|_| change.change.op != Op::Truncate) else {
             return Ok(Some(Wanted { matched: None, columns }));
         };
-        let judge = |row: Option<&Fields<'_>>| row.map_or(Ok(false), |row| filter.judge(row));
+        let mut meter = Meter::new(u64::MAX);
+        let mut judge = |row: Option<&Fields<'_>>| row.map_or(Ok(false), |row| filter.judge(row, &mut meter));
         let matched = Match::of(judge(change.before())?, judge(change.after())?);
         Ok(matched.map(|matched| Wanted { matched: Some(matched), columns }))
     }
@@ -136,6 +137,12 @@ impl Selection {
         };
         picks.iter().all(same)
             && (!all || tables.values().filter(|watched| watched.table.active).count() == picks.len())
+    }
+
+    /// What its filters take while they are there (see [`crate::filter::weight`]).
+    pub fn weight(&self) -> u64 {
+        let Scope::Picked { picks, .. } = &self.0 else { return 0 };
+        picks.iter().filter_map(|pick| pick.filter.as_ref()).map(Filter::weight).sum()
     }
 
     /// Whether it takes whatever table there is.

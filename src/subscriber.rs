@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{CLOSING_MAX, Config};
+use crate::filter::weight::Weights;
 use crate::hub::Hub;
 use crate::log::Log;
 use crate::metrics::Metrics;
@@ -44,6 +45,8 @@ pub struct Shared {
     pub snapshots: Arc<Snapshots>,
     /// Where events are counted.
     pub metrics: Arc<Metrics>,
+    /// The weights of all filters.
+    pub filters: Weights,
     /// Says that the gateway stops.
     pub stop: CancellationToken,
     /// Says that it stopped long enough: who is still there is cut off.
@@ -56,7 +59,8 @@ impl Shared {
     pub fn new(config: Config, hub: Arc<Hub>, log: Log, snapshots: Arc<Snapshots>, metrics: Arc<Metrics>) -> Shared {
         let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
         let pages = Pages::new(log.clone());
-        Shared { config, hub, log, pages, snapshots, metrics, stop, cut, closing: Semaphore::new(CLOSING_MAX) }
+        let closing = Semaphore::new(CLOSING_MAX);
+        Shared { config, hub, log, pages, snapshots, metrics, filters: Weights::default(), stop, cut, closing }
     }
 }
 

@@ -18,6 +18,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::change::{Cursor, Place, Position};
 use crate::filter::Undecidable;
+use crate::filter::weight::Weighing;
 use crate::hub::{self, Head, Joined, News};
 use crate::log::Refused;
 use crate::outbox::Outlet;
@@ -57,6 +58,8 @@ pub struct Subscription {
     altered: Option<Instant>,
     /// How often in a row its rows broke off.
     interruptions: u32,
+    /// What its filter weighs, for the connection and for the gateway.
+    weighing: Option<Box<[Weighing; 2]>>,
 }
 
 /// Why a subscription cannot go on as it is.
@@ -65,6 +68,8 @@ enum End {
     Reset { reason: Arc<str>, oldest: Option<Cursor> },
     /// What was asked for is not there, as this sentence says.
     Wrong(String),
+    /// There is no room for its filter beside others, as this sentence says.
+    TooMany(String),
     /// The rows cannot be read, as this sentence says, and will not be when they are asked for again.
     Unreadable(String),
     /// What was asked of PostgreSQL did not work.
@@ -107,7 +112,9 @@ pub async fn switch_status(outlet: Outlet, shared: Arc<Shared>) -> Ended {
         match end {
             // This stream has no positions to lose: it goes on with what comes next.
             End::Reset { .. } => {}
-            End::Wrong(what) | End::Unreadable(what) => unreachable!("nothing was asked for: {what}"),
+            End::Wrong(what) | End::TooMany(what) | End::Unreadable(what) => {
+                unreachable!("nothing was asked for: {what}")
+            }
             End::Failed(error) => {
                 tracing::warn!("a subscriber could not be served: {error:#}");
                 return Ended::Failed;
@@ -118,7 +125,7 @@ pub async fn switch_status(outlet: Outlet, shared: Arc<Shared>) -> Ended {
 
 impl Subscription {
     fn new(kind: Kind, outlet: Outlet, shared: Arc<Shared>) -> Subscription {
-        Subscription { kind, shared, outlet, last: None, life: 0, altered: None, interruptions: 0 }
+        Subscription { kind, shared, outlet, last: None, life: 0, altered: None, interruptions: 0, weighing: None }
     }
 
     // What is rare is on the heap, here and below, so that one that is idle is small.
@@ -155,6 +162,10 @@ impl Subscription {
             }
             End::Wrong(mistake) => {
                 self.refuse("bad_request", &mistake).await;
+                Some(Ended::Wrong)
+            }
+            End::TooMany(mistake) => {
+                self.refuse("too_many", &mistake).await;
                 Some(Ended::Wrong)
             }
             End::Unreadable(what) => {
@@ -223,8 +234,35 @@ impl Subscription {
             }
             selected = self.try_select(request).await;
         }
-        self.kind.selection = selected?;
+        let selection = selected?;
+        self.weighing = None;
+        let weight = selection.weight();
+        if weight > 0 {
+            self.weighing = Some(Box::new(self.weigh(weight)?));
+        }
+        self.kind.selection = selection;
         Ok(())
+    }
+
+    /// Makes room for a filter among those of the connection, and among all.
+    fn weigh(&self, weight: u64) -> Result<[Weighing; 2], End> {
+        let config = &self.shared.config;
+        let outbox = self.outlet.outbox();
+        let full = |whose: &str, sum: u64, setting: &str, most: u64| {
+            End::TooMany(format!(
+                "the filter weighs {weight}, and {whose} weigh {sum} already and may weigh {most}; unsubscribe, use a filter with fewer values and patterns, or let the operator raise --{setting}"
+            ))
+        };
+        let filters = outbox.filters();
+        let most = config.filter_weight_max;
+        let own = filters.add(weight, most);
+        let own =
+            own.ok_or_else(|| full("the filters of this connection", filters.sum(), "filter-weight-max", most))?;
+        let filters = &self.shared.filters;
+        let most = config.filters_weight_max;
+        let all = filters.add(weight, most);
+        let all = all.ok_or_else(|| full("all filters of this gateway", filters.sum(), "filters-weight-max", most))?;
+        Ok([own, all])
     }
 
     async fn try_select(&self, request: &Request) -> Result<Selection, End> {

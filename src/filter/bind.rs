@@ -8,7 +8,8 @@ use super::column::{Class, Column, Ctype};
 use super::node::{Check, Node, Test};
 use super::parse::{CONDITIONS_MAX, Condition, Expression, Operator, Tree, Word, blank_at_an_end, list, shown};
 use super::pattern::{self, Case, Like};
-use super::value::{Datum, Literal};
+use super::value::{Datum, Literal, exponent};
+use super::weight::{FILTER_WEIGHT_MAX, Weight};
 
 /// How many values all conditions of a filter may have together: each is a parameter of a statement, which takes 65535.
 pub const VALUES_MAX: usize = 10_000;
@@ -16,6 +17,8 @@ pub const VALUES_MAX: usize = 10_000;
 pub const QUESTIONS_MAX: usize = 1600;
 /// How many regular expressions a filter may have: each may take some memory, and time for each row.
 pub const REGEXES_MAX: usize = 8;
+/// The largest exponent, up or down, of a literal for a `numeric`: PostgreSQL writes it out with as many digits.
+pub const NUMERIC_EXPONENT_MAX: u64 = 1_000;
 /// How many columns a message lists.
 const COLUMNS_LISTED_MAX: usize = 20;
 
@@ -113,7 +116,17 @@ impl Expression {
         if !binder.asked.is_empty() || binder.answers.next().is_some() {
             return Err(format!("the columns of {} changed while the filter was read; subscribe again", table.sql()));
         }
-        Ok(Filter::new(root))
+        let filter = Filter::new(root);
+        if filter.weight() <= FILTER_WEIGHT_MAX {
+            return Ok(filter);
+        }
+        let (part, weight) = filter.heaviest().expect("what has no conditions weighs nothing");
+        Err(format!(
+            "the filter for {} weighs {} and may weigh {FILTER_WEIGHT_MAX}; the heaviest of its conditions is {} with {weight}; use fewer or shorter values and patterns, or follow more rows and choose among them in the client",
+            table.sql(),
+            filter.weight(),
+            shown(&part)
+        ))
     }
 }
 
@@ -149,7 +162,7 @@ impl<'a> Binder<'a> {
         let (place, column) = self.column(condition)?;
         self.check_operator(column, condition.operator)?;
         self.check_blanks(column, condition)?;
-        let test = |check| Node::Test(Test { column: column.clone(), place, check });
+        let test = |check| Node::Test(Test { column: column.clone(), place, weight: Weight::of(&check), check });
         let Some(word) = condition.values.first().filter(|_| condition.operator != Operator::In) else {
             let literals = condition.values.iter().map(|word| self.literal(column, condition.operator, word));
             let mut literals = literals.collect::<Result<Vec<_>, _>>()?;
@@ -310,6 +323,13 @@ impl<'a> Binder<'a> {
         }
         if let Some(literal) = Literal::known(&column.class, &word.text) {
             return Ok(literal);
+        }
+        if column.class == Class::Numeric && exponent(&word.text) > NUMERIC_EXPONENT_MAX {
+            let reason = format!(
+                "the value {} has an exponent beyond {NUMERIC_EXPONENT_MAX}, and is written out with as many digits; compare with another number",
+                shown(&word.text)
+            );
+            return Err(self.about(column, &reason));
         }
         if let Class::Enum(labels) = &column.class {
             let labels = labels.iter().take(COLUMNS_LISTED_MAX).map(|label| format!("{label:?}"));

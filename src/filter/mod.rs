@@ -17,15 +17,17 @@ mod node;
 mod parse;
 mod pattern;
 mod value;
+pub mod weight;
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-pub use bind::{QUESTIONS_MAX, Question, REGEXES_MAX, VALUES_MAX};
+pub use bind::{NUMERIC_EXPONENT_MAX, QUESTIONS_MAX, Question, REGEXES_MAX, VALUES_MAX};
 pub use column::{Class, Collation, Column, Ctype, IndexKey, columns, columns_sql};
 pub use parse::{CONDITIONS_MAX, DEPTH_MAX, Expression, LIST_MAX, WHERE_BYTES_MAX, begins_with_operator, parse};
 pub use pattern::PATTERN_BYTES_MAX;
+pub use weight::Meter;
 
 use crate::change::{Fields, TableName};
 use node::Node;
@@ -40,6 +42,7 @@ struct Bound {
     columns: Vec<Column>,
     /// The canonical text.
     text: String,
+    weight: u64,
 }
 
 impl Filter {
@@ -47,12 +50,28 @@ impl Filter {
         let text = root.to_string();
         let mut columns = Vec::new();
         root.columns(&mut columns);
-        Filter(Arc::new(Bound { root, columns, text }))
+        let mut tests = Vec::new();
+        root.tests(&mut tests);
+        let weight = tests.iter().map(|test| test.weight.weight).sum();
+        Filter(Arc::new(Bound { root, columns, text, weight }))
     }
 
-    /// Whether the row belongs to the filter: only where SQL would say true.
-    pub fn judge(&self, row: &Fields<'_>) -> Result<bool, Undecidable> {
-        self.0.root.judge(row).map(|truth| truth == Some(true))
+    /// Whether the row belongs to the filter: only where SQL would say true. Fails where that takes more steps than the meter has.
+    pub fn judge(&self, row: &Fields<'_>, meter: &mut Meter<'_>) -> Result<bool, Undecidable> {
+        self.0.root.judge(row, meter).map(|truth| truth == Some(true))
+    }
+
+    /// What it takes while it is there (see [`weight`]).
+    pub fn weight(&self) -> u64 {
+        self.0.weight
+    }
+
+    /// The condition that weighs most, and its weight.
+    fn heaviest(&self) -> Option<(String, u64)> {
+        let mut tests = Vec::new();
+        self.0.root.tests(&mut tests);
+        let heaviest = tests.into_iter().max_by_key(|test| test.weight.weight);
+        heaviest.map(|test| (test.to_string(), test.weight.weight))
     }
 
     /// The same as a condition in SQL over the columns of `alias`. Its parameters, all of them texts, are appended to `params`.
@@ -103,6 +122,8 @@ pub enum Undecidable {
     Column(String),
     /// What happened to this table cannot be told, or it is another one under its name.
     Table(TableName),
+    /// It takes more steps than it may.
+    TooHeavy,
 }
 
 impl fmt::Display for Undecidable {
@@ -112,6 +133,7 @@ impl fmt::Display for Undecidable {
                 write!(f, "the row has no value of the column {column:?} as the table has it now")
             }
             Undecidable::Table(table) => write!(f, "{table} is not what it was"),
+            Undecidable::TooHeavy => f.write_str("it takes more steps to judge than it may"),
         }
     }
 }
@@ -167,7 +189,7 @@ mod tests {
 
     fn judge(text: &str, row: &str) -> Result<bool, Undecidable> {
         let row = RawValue::from_string(row.to_owned()).expect("valid JSON");
-        filter(text).judge(&fields(&row))
+        filter(text).judge(&fields(&row), &mut Meter::new(1 << 20))
     }
 
     #[test]
@@ -323,6 +345,66 @@ mod tests {
             ),
         ] {
             assert_eq!(bound(text), Err(refusal.to_owned()), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_filter_weighs_what_it_holds_and_is_judged_in_as_many_steps_anywhere() {
+        let weights = |text: &str| filter(text).weight();
+        for (text, weight) in
+            [("id.gt.1", 1), ("and(id.gt.1,level.is.null)", 2), ("id.in.(1,2,3,4,5,6,7,8)", 3), ("name.like.A*", 1)]
+        {
+            assert_eq!(weights(text), weight, "{text}");
+        }
+        let regex = |text: &str| {
+            let answer = Some(vec![Some("false".to_owned())]);
+            parse(text)
+                .and_then(|filter| filter.bind(&table(), &switch_columns(), answer))
+                .map(|filter| filter.weight())
+        };
+        assert_eq!(regex("name.match.^[A-C]"), Ok(258));
+        assert!(weights(&format!("name.eq.{}", "x".repeat(10_000))) > 39);
+        assert_eq!(regex("name.imatch.(a|b){100}"), Ok(1 + (64 * 1024 + 64 * 300 + 11) / 256));
+
+        let row = RawValue::from_string(format!(r#"{{"id":1,"name":"{}"}}"#, "x".repeat(998))).expect("JSON");
+        let steps = |text: &str| {
+            let mut meter = Meter::new(1 << 20);
+            filter(text).judge(&fields(&row), &mut meter).expect("a row that has the column");
+            (1 << 20) - meter.left()
+        };
+        assert_eq!(steps("id.gt.1"), 64 + 3);
+        assert_eq!(steps("name.like.*y*"), 64 + 3 * 1000);
+        assert_eq!(steps("and(id.eq.2,name.like.*y*)"), 64 + 3, "what is not looked at costs nothing");
+        let mut meter = Meter::new(3000);
+        assert_eq!(filter("name.like.*y*").judge(&fields(&row), &mut meter), Err(Undecidable::TooHeavy));
+        let mut meter = Meter::new(3000);
+        assert_eq!(filter("or(name.like.*y*,id.eq.1)").judge(&fields(&row), &mut meter), Err(Undecidable::TooHeavy));
+    }
+
+    #[test]
+    fn what_is_too_heavy_is_refused_by_the_name_of_its_heaviest_part() {
+        let patterns: Vec<String> = (0..7).map(|index| format!(r#"name.match."(ab|cd){{100}}{index}""#)).collect();
+        let heavy = format!(r#"or(level.eq.1,name.imatch."(abcdefgh|x){{255}}",{})"#, patterns.join(","));
+        let expression = parse(&heavy).expect("a filter");
+        let answers = vec![Some("false".to_owned()); 8];
+
+        let refusal = expression.bind(&table(), &switch_columns(), Some(answers)).expect_err("too heavy");
+
+        for said in ["public.switch weighs", "may weigh 5000", "the heaviest of its conditions is \"name.imatch."] {
+            assert!(refusal.contains(said), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn a_number_that_is_written_out_with_too_many_digits_is_refused() {
+        for text in ["price.eq.1e1001", "price.in.(1,-1.5E-1_001)", "price.gt.1e99999999999999999999"] {
+            let question = parse(text).and_then(|expression| expression.question(&table(), &switch_columns()));
+            let refusal = question.expect_err(text);
+            assert!(refusal.contains("an exponent beyond 1000"), "{refusal}");
+        }
+        for text in ["price.eq.1e1000", "price.eq.0x1e9999", "price.eq.NaN", "name.eq.1e9999"] {
+            let question = parse(text).and_then(|expression| expression.question(&table(), &switch_columns()));
+            assert!(question.is_ok(), "{text}: {question:?}");
         }
     }
 

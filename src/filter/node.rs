@@ -2,16 +2,15 @@
 
 use std::fmt;
 
-use regex::Regex;
-
 use crate::change::Fields;
 use crate::names::quoted;
 
 use super::Undecidable;
 use super::column::{Class, Column};
 use super::parse::Operator;
-use super::pattern::{Like, without_strange_letters};
+use super::pattern::{Compiled, Like, without_strange_letters};
 use super::value::{Datum, Literal, string};
+use super::weight::{Meter, Weight};
 
 pub(super) enum Node {
     All(Vec<Node>),
@@ -25,6 +24,7 @@ pub(super) struct Test {
     /// Where the column usually stands in a row.
     pub place: usize,
     pub check: Check,
+    pub weight: Weight,
 }
 
 pub(super) enum Check {
@@ -35,7 +35,7 @@ pub(super) enum Check {
     /// `is.true`, `is.false` and `is.unknown`
     Is(Option<bool>),
     Like(Operator, Like, String),
-    Regex(Operator, Regex, String),
+    Regex(Operator, Compiled, String),
 }
 
 /// True, false or, where null leaves it open, none.
@@ -50,12 +50,21 @@ impl Node {
         }
     }
 
-    pub fn judge(&self, row: &Fields<'_>) -> Result<Truth, Undecidable> {
+    pub fn judge(&self, row: &Fields<'_>, meter: &mut Meter<'_>) -> Result<Truth, Undecidable> {
         match self {
-            Node::All(nodes) => judge_until(false, nodes, row),
-            Node::Any(nodes) => judge_until(true, nodes, row),
-            Node::Not(node) => Ok(node.judge(row)?.map(|truth| !truth)),
-            Node::Test(test) => test.judge(row),
+            Node::All(nodes) => judge_until(false, nodes, row, meter),
+            Node::Any(nodes) => judge_until(true, nodes, row, meter),
+            Node::Not(node) => Ok(node.judge(row, meter)?.map(|truth| !truth)),
+            Node::Test(test) => test.judge(row, meter),
+        }
+    }
+
+    /// All conditions.
+    pub fn tests<'a>(&'a self, found: &mut Vec<&'a Test>) {
+        match self {
+            Node::All(nodes) | Node::Any(nodes) => nodes.iter().for_each(|node| node.tests(found)),
+            Node::Not(node) => node.tests(found),
+            Node::Test(test) => found.push(test),
         }
     }
 
@@ -97,14 +106,15 @@ impl Node {
 }
 
 /// Judges the nodes until one decides for all: a false one in `and`, a true one in `or`, whatever the others are.
-fn judge_until(decisive: bool, nodes: &[Node], row: &Fields<'_>) -> Result<Truth, Undecidable> {
+fn judge_until(decisive: bool, nodes: &[Node], row: &Fields<'_>, meter: &mut Meter<'_>) -> Result<Truth, Undecidable> {
     let mut truth = Ok(Some(!decisive));
     for node in nodes {
-        match node.judge(row) {
+        match node.judge(row, meter) {
             Ok(Some(decided)) if decided == decisive => return Ok(Some(decided)),
             Ok(Some(_)) => {}
             Ok(None) if truth.is_ok() => truth = Ok(None),
             Ok(None) => {}
+            Err(Undecidable::TooHeavy) => return Err(Undecidable::TooHeavy),
             Err(undecidable) => truth = Err(undecidable),
         }
     }
@@ -112,7 +122,7 @@ fn judge_until(decisive: bool, nodes: &[Node], row: &Fields<'_>) -> Result<Truth
 }
 
 impl Test {
-    fn judge(&self, row: &Fields<'_>) -> Result<Truth, Undecidable> {
+    fn judge(&self, row: &Fields<'_>, meter: &mut Meter<'_>) -> Result<Truth, Undecidable> {
         let undecidable = || Undecidable::Column(self.column.name.clone());
         let json = match row.0.get(self.place) {
             Some((name, json)) if *name == self.column.name => json,
@@ -123,13 +133,14 @@ impl Test {
                 .map(|(_, json)| json)
                 .ok_or_else(undecidable)?,
         };
+        meter.spend(self.weight.steps(json.get().len()))?;
         if json.get() == "null" {
             return Ok(self.check.of_null());
         }
         let truth = match &self.check {
             Check::Null => Some(false),
             Check::Like(_, like, _) => string(json.get()).map(|text| like.matches(&text)),
-            Check::Regex(_, regex, _) => string(json.get()).map(|text| regex.is_match(&text)),
+            Check::Regex(_, regex, _) => string(json.get()).map(|text| regex.regex.is_match(&text)),
             check => Datum::read(&self.column.class, json.get()).map(|value| check.of(&value)),
         };
         truth.map(Some).ok_or_else(undecidable)
@@ -225,8 +236,14 @@ impl fmt::Display for Node {
                 Node::Test(test) => write!(f, "{}.not.{}", word(&test.column.name, ""), test.check),
                 node => write!(f, "not.{node}"),
             },
-            Node::Test(test) => write!(f, "{}.{}", word(&test.column.name, ""), test.check),
+            Node::Test(test) => test.fmt(f),
         }
+    }
+}
+
+impl fmt::Display for Test {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", word(&self.column.name, ""), self.check)
     }
 }
 

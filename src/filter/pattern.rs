@@ -17,6 +17,10 @@ use super::parse::shown;
 pub const PATTERN_BYTES_MAX: usize = 1024;
 /// How much memory a compiled regular expression may take, and so, how long it may take over a text at worst.
 const REGEX_BYTES_MAX: usize = 64 * 1024;
+/// How much memory it may take while it is matched, for each thread that does so.
+pub(super) const REGEX_CACHE_BYTES_MAX: usize = 64 * 1024;
+/// About how many states `.` or `[…]` becomes: it is matched byte by byte.
+const CLASS_STATES: u64 = 4;
 /// How often `{m,n}` may repeat; PostgreSQL's own bound.
 const REPEAT_MAX: u32 = 255;
 /// How deep brackets may stand inside each other.
@@ -52,10 +56,18 @@ impl Case {
     }
 }
 
-/// A pattern of `like` or `ilike`.
+/// A pattern of `like` or `ilike`, cut where a `%` stands.
+///
+/// What lies between two `%` is looked for from where the one before was found, and never again from the beginning: so the time is that
+/// of reading the text once, times [`Like::steps`], whatever the pattern.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Like {
-    tokens: Vec<Token>,
+    /// What the text begins with. All of the text, if there is no `%`.
+    head: Vec<Token>,
+    /// What follows somewhere, one behind the other.
+    middle: Vec<Piece>,
+    /// What the text ends with; none if there is no `%`.
+    tail: Option<Vec<Token>>,
     case: Case,
 }
 
@@ -64,18 +76,139 @@ enum Token {
     Char(char),
     /// `_`
     One,
-    /// `%`
-    Any,
+}
+
+impl Token {
+    fn fits(self, char: char, case: Case) -> bool {
+        match self {
+            Token::Char(wanted) => wanted == case.fold(char),
+            Token::One => true,
+        }
+    }
+}
+
+/// What is looked for between two `%`. Never empty.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Piece {
+    /// Characters as they stand.
+    Text(String),
+    /// Also `_`, or letters in either case: one bit for each token, all moved by one with each character (the algorithm is known as
+    /// shift-and, or bitap).
+    Bits {
+        /// How many tokens.
+        tokens: usize,
+        /// For each kind of character, its words: which tokens it fits. The first kind is all that the piece does not name.
+        fits: Vec<u64>,
+        /// The kind of each ASCII character.
+        ascii: Box<[u16; 128]>,
+        /// The kinds of others, sorted.
+        others: Vec<(char, u16)>,
+    },
+}
+
+impl Piece {
+    fn new(tokens: &[Token], case: Case) -> Piece {
+        let text: Option<String> = tokens
+            .iter()
+            .map(|token| match token {
+                Token::Char(char) => Some(*char),
+                Token::One => None,
+            })
+            .collect();
+        if let Some(text) = text.filter(|_| case == Case::Sensitive) {
+            return Piece::Text(text);
+        }
+        let words = tokens.len().div_ceil(64);
+        let mut named: Vec<char> = tokens
+            .iter()
+            .filter_map(|token| match token {
+                Token::Char(char) => Some(*char),
+                Token::One => None,
+            })
+            .collect();
+        named.sort_unstable();
+        named.dedup();
+        let mut fits = vec![0; words * (named.len() + 1)];
+        for (index, token) in tokens.iter().enumerate() {
+            let mut set = |kind: usize| fits[kind * words + index / 64] |= 1 << (index % 64);
+            match token {
+                Token::One => (0..=named.len()).for_each(set),
+                // It was put there above.
+                Token::Char(char) => set(named.partition_point(|other| other < char) + 1),
+            }
+        }
+        let mut ascii = Box::new([0; 128]);
+        let mut others = Vec::new();
+        for (kind, char) in (1..).zip(named) {
+            match ascii.get_mut(char as usize) {
+                Some(ascii) => *ascii = kind,
+                None => others.push((char, kind)),
+            }
+        }
+        Piece::Bits { tokens: tokens.len(), fits, ascii, others }
+    }
+
+    /// What follows the first place in the text where the piece stands; none if it stands nowhere.
+    fn behind_first<'a>(&self, text: &'a str, case: Case) -> Option<&'a str> {
+        let (tokens, fits, ascii, others) = match self {
+            Piece::Text(piece) => return text.find(piece).map(|at| &text[at + piece.len()..]),
+            Piece::Bits { tokens, fits, ascii, others } => (*tokens, fits, ascii, others),
+        };
+        let words = tokens.div_ceil(64);
+        let last = 1 << ((tokens - 1) % 64);
+        // Bit n says that the last n + 1 characters fit the first n + 1 tokens.
+        let mut state = vec![0_u64; words];
+        for (at, char) in text.char_indices() {
+            let folded = case.fold(char);
+            let kind = match ascii.get(folded as usize) {
+                Some(kind) => *kind,
+                None => others.binary_search_by_key(&folded, |(other, _)| *other).map_or(0, |found| others[found].1),
+            };
+            let fits = &fits[usize::from(kind) * words..][..words];
+            let mut carried = 1;
+            for (state, fits) in state.iter_mut().zip(fits) {
+                let moved = (*state << 1) | carried;
+                carried = *state >> 63;
+                *state = moved & fits;
+            }
+            if state[words - 1] & last != 0 {
+                return Some(&text[at + char.len_utf8()..]);
+            }
+        }
+        None
+    }
+
+    /// How many steps each character takes, at most.
+    fn steps(&self) -> usize {
+        match self {
+            Piece::Text(_) => 1,
+            // To look its kind up, and a word at a time.
+            Piece::Bits { tokens, others, .. } => {
+                others.len().checked_ilog2().unwrap_or(0) as usize + tokens.div_ceil(64)
+            }
+        }
+    }
+
+    /// How many bytes it takes.
+    fn bytes(&self) -> usize {
+        match self {
+            Piece::Text(piece) => piece.len(),
+            Piece::Bits { fits, others, .. } => 256 + 8 * fits.len() + 8 * others.len(),
+        }
+    }
 }
 
 impl Like {
     pub fn new(pattern: &str, case: Case) -> Result<Like, String> {
         check_length(pattern)?;
-        let mut tokens = Vec::new();
+        let mut pieces = vec![Vec::new()];
         let mut chars = pattern.chars();
         while let Some(char) = chars.next() {
-            tokens.push(match char {
-                '%' => Token::Any,
+            let token = match char {
+                '%' => {
+                    pieces.push(Vec::new());
+                    continue;
+                }
                 '_' => Token::One,
                 '\\' => Token::Char(case.fold(chars.next().ok_or_else(|| {
                     format!(
@@ -84,12 +217,17 @@ impl Like {
                     )
                 })?)),
                 char => Token::Char(case.fold(char)),
-            });
+            };
+            pieces.last_mut().expect("it begins with one, and none is taken").push(token);
         }
         if case == Case::Replacing {
             check_letters(pattern)?;
         }
-        Ok(Like { tokens, case })
+        let tail = if pieces.len() > 1 { pieces.pop() } else { None };
+        let mut pieces = pieces.into_iter();
+        let head = pieces.next().unwrap_or_default();
+        let middle = pieces.filter(|piece| !piece.is_empty()).map(|piece| Piece::new(&piece, case)).collect();
+        Ok(Like { head, middle, tail, case })
     }
 
     /// Whether SQL has to replace the two characters in the text.
@@ -99,32 +237,25 @@ impl Like {
 
     pub fn matches(&self, text: &str) -> bool {
         let mut rest = text.chars();
-        let mut at = 0;
-        // Where to go on when it fails: behind the last `%`, with one more character taken by it.
-        let mut again: Option<(usize, Chars<'_>)> = None;
-        loop {
-            if self.tokens.get(at) == Some(&Token::Any) {
-                at += 1;
-                again = Some((at, rest.clone()));
-                continue;
-            }
-            let next = rest.next();
-            let fits = match (self.tokens.get(at), next) {
-                (None, None) => return true,
-                (Some(Token::One), Some(_)) => true,
-                (Some(Token::Char(wanted)), Some(char)) => *wanted == self.case.fold(char),
-                _ => false,
-            };
-            if fits {
-                at += 1;
-                continue;
-            }
-            let Some((behind, taken)) = &mut again else { return false };
-            if taken.next().is_none() {
-                return false;
-            }
-            (at, rest) = (*behind, taken.clone());
+        let begins = self.head.iter().all(|token| rest.next().is_some_and(|char| token.fits(char, self.case)));
+        let Some(tail) = self.tail.as_ref().filter(|_| begins) else { return begins && rest.next().is_none() };
+        let mut rest = rest.as_str();
+        for piece in &self.middle {
+            let Some(behind) = piece.behind_first(rest, self.case) else { return false };
+            rest = behind;
         }
+        let mut from_behind = rest.chars().rev();
+        tail.iter().rev().all(|token| from_behind.next().is_some_and(|char| token.fits(char, self.case)))
+    }
+
+    /// How many steps each character of a text takes, at most.
+    pub fn steps(&self) -> usize {
+        self.middle.iter().map(Piece::steps).max().unwrap_or(1)
+    }
+
+    /// How many bytes it takes beside its pattern.
+    pub fn bytes(&self) -> usize {
+        self.middle.iter().map(Piece::bytes).sum()
     }
 }
 
@@ -156,22 +287,35 @@ fn check_letters(pattern: &str) -> Result<(), String> {
     }
 }
 
+/// A regular expression that the `regex` crate decides as PostgreSQL does.
+pub(super) struct Compiled {
+    pub regex: Regex,
+    /// About how many states it has: at worst each of them is looked at for each byte of a text.
+    pub states: u64,
+}
+
 /// Translates a regular expression of PostgreSQL's (an ARE) into one that the `regex` crate decides alike, or says why not.
-pub(super) fn regex(pattern: &str, ignore_case: bool, ctype: Ctype) -> Result<Regex, String> {
+pub(super) fn regex(pattern: &str, ignore_case: bool, ctype: Ctype) -> Result<Compiled, String> {
     check_length(pattern)?;
     if ignore_case && ctype != Ctype::C {
         check_letters(pattern)?;
     }
     let mut translator = Translator { chars: pattern.chars().peekable(), out: String::new(), ignore_case, ctype };
-    let translated = translator.branches(0).and_then(|_| match translator.chars.next() {
-        None => Ok(translator.out),
+    let translated = translator.branches(0).and_then(|shape| match translator.chars.next() {
+        None => Ok((translator.out, shape.states)),
         Some(char) => Err(format!("a {char:?} that closes nothing; write \\{char} for the character")),
     });
-    let translated = translated.map_err(|reason| format!("the regular expression {} has {reason}", shown(pattern)))?;
-    let built = RegexBuilder::new(&translated).dot_matches_new_line(true).size_limit(REGEX_BYTES_MAX).build();
-    built.map_err(|_| {
+    let translated = translated.map_err(|reason| format!("the regular expression {} has {reason}", shown(pattern)));
+    let (translated, states) = translated?;
+    let built = RegexBuilder::new(&translated)
+        .dot_matches_new_line(true)
+        .size_limit(REGEX_BYTES_MAX)
+        .dfa_size_limit(REGEX_CACHE_BYTES_MAX)
+        .build();
+    let regex = built.map_err(|_| {
         format!("the regular expression {} is too large; make it shorter, or its repetitions fewer", shown(pattern))
-    })
+    })?;
+    Ok(Compiled { regex, states })
 }
 
 struct Translator<'a> {
@@ -181,41 +325,64 @@ struct Translator<'a> {
     ctype: Ctype,
 }
 
-/// Whether a piece holds `^` or `$`, which are not repeated.
-type Anchored = bool;
+/// What is to be known of a piece of a regular expression.
+#[derive(Clone, Copy, Default)]
+struct Shape {
+    /// Whether it holds `^` or `$`, which are not repeated.
+    anchored: bool,
+    /// About how many states it becomes.
+    states: u64,
+}
+
+impl Shape {
+    fn of(states: u64) -> Shape {
+        Shape { anchored: false, states }
+    }
+}
 
 impl Translator<'_> {
-    fn branches(&mut self, depth: usize) -> Result<Anchored, String> {
+    fn branches(&mut self, depth: usize) -> Result<Shape, String> {
         if depth > GROUPS_MAX {
             return Err(format!("groups deeper than {GROUPS_MAX}; write it with fewer"));
         }
-        let mut anchored = false;
+        let mut whole = Shape::default();
         loop {
             match self.chars.peek() {
-                None | Some(')') => return Ok(anchored),
+                None | Some(')') => return Ok(whole),
                 Some('|') => {
                     self.chars.next();
                     self.out.push('|');
+                    whole.states += 1;
                 }
-                Some(_) => anchored |= self.piece(depth)?,
+                Some(_) => {
+                    let piece = self.piece(depth)?;
+                    whole.anchored |= piece.anchored;
+                    whole.states = whole.states.saturating_add(piece.states);
+                }
             }
         }
     }
 
-    fn piece(&mut self, depth: usize) -> Result<Anchored, String> {
-        let mut anchored = false;
+    fn piece(&mut self, depth: usize) -> Result<Shape, String> {
+        let mut shape = Shape::of(1);
         match self.chars.next() {
             Some('^') => {
                 self.out.push_str("\\A");
-                anchored = true;
+                shape.anchored = true;
             }
             Some('$') => {
                 self.out.push_str("\\z");
-                anchored = true;
+                shape.anchored = true;
             }
-            Some('(') => anchored = self.group(depth)?,
-            Some('[') => self.bracket()?,
-            Some('.') => self.out.push('.'),
+            Some('(') => shape = self.group(depth)?,
+            Some('[') => {
+                self.bracket()?;
+                shape = Shape::of(CLASS_STATES);
+            }
+            Some('.') => {
+                self.out.push('.');
+                shape = Shape::of(CLASS_STATES);
+            }
             Some('\\') => self.escape()?,
             Some(char @ ('*' | '+' | '?')) => {
                 return Err(format!("a {char:?} with nothing to repeat; write \\{char} for the character"));
@@ -226,11 +393,11 @@ impl Translator<'_> {
             Some(char) => self.literal(char),
             None => {}
         }
-        self.quantifier(anchored)?;
-        Ok(anchored)
+        shape.states = shape.states.saturating_mul(self.quantifier(shape.anchored)?);
+        Ok(shape)
     }
 
-    fn group(&mut self, depth: usize) -> Result<Anchored, String> {
+    fn group(&mut self, depth: usize) -> Result<Shape, String> {
         if self.chars.next_if_eq(&'?').is_some() && self.chars.next_if_eq(&':').is_none() {
             return Err(
                 "a (?…), an option or a look around, which the stream cannot follow; only (…) and (?:…) are taken"
@@ -238,35 +405,39 @@ impl Translator<'_> {
             );
         }
         self.out.push_str("(?:");
-        let anchored = self.branches(depth + 1)?;
+        let shape = self.branches(depth + 1)?;
         self.out.push(')');
         match self.chars.next() {
-            Some(_) => Ok(anchored),
+            Some(_) => Ok(shape),
             None => Err("a group that is not closed; add a \")\", or write \\( for the character".to_owned()),
         }
     }
 
-    fn quantifier(&mut self, anchored: bool) -> Result<(), String> {
-        let Some(char) = self.chars.next_if(|char| matches!(char, '*' | '+' | '?' | '{')) else { return Ok(()) };
+    /// How often the piece before it stands in what it becomes.
+    fn quantifier(&mut self, anchored: bool) -> Result<u64, String> {
+        let Some(char) = self.chars.next_if(|char| matches!(char, '*' | '+' | '?' | '{')) else { return Ok(1) };
         if anchored {
             return Err(format!(
                 "a {char:?} behind ^, $ or a group with one of them; repeat only what stands beside them"
             ));
         }
-        match char {
+        let times = match char {
             '{' => self.bound()?,
-            char => self.out.push(char),
-        }
+            char => {
+                self.out.push(char);
+                1
+            }
+        };
         // Greedy or not changes what is matched, and not whether.
         self.chars.next_if_eq(&'?');
         match self.chars.next_if(|char| matches!(char, '*' | '+' | '?' | '{')) {
-            None => Ok(()),
+            None => Ok(times),
             Some(again) => Err(format!("a {again:?} behind another repetition; put the first into a group")),
         }
     }
 
     /// `{m}`, `{m,}` or `{m,n}`, whose first bracket is taken.
-    fn bound(&mut self) -> Result<(), String> {
+    fn bound(&mut self) -> Result<u64, String> {
         let refused = || {
             format!(
                 "a {{…}} that is no repetition; write {{m}}, {{m,}} or {{m,n}} up to {REPEAT_MAX}, or \\{{ for the character"
@@ -286,7 +457,7 @@ impl Translator<'_> {
             Some(at_most) => format!("{{{at_least},{at_most}}}"),
             None => format!("{{{at_least},}}"),
         });
-        Ok(())
+        Ok(at_most.unwrap_or(at_least).max(1).into())
     }
 
     fn number(&mut self) -> Option<u32> {
@@ -498,7 +669,7 @@ mod tests {
             ("a\\", "at its end"),
             ("((((a{255}){255}){255}){255})", "too large"),
         ] {
-            let refusal = regex(pattern, false, Ctype::Libc).expect_err(pattern);
+            let refusal = regex(pattern, false, Ctype::Libc).err().expect(pattern);
             assert!(refusal.contains(part), "{pattern}: {refusal}");
         }
         let deep = format!("{}a{}", "(".repeat(100), ")".repeat(100));
@@ -515,6 +686,64 @@ mod tests {
         assert!(Like::new("%日本€%", Case::Replacing).is_ok());
         assert!(regex("é", true, Ctype::Libc).is_err());
         assert!(regex("é", false, Ctype::Libc).is_ok());
+    }
+
+    /// What a pattern says, tried in every way: exponential, and plain to see.
+    fn fits(pattern: &[char], text: &[char], case: Case) -> bool {
+        match (pattern.split_first(), text.split_first()) {
+            (None, _) => text.is_empty(),
+            (Some(('%', rest)), _) => (0..=text.len()).any(|taken| fits(rest, &text[taken..], case)),
+            (Some((token, rest)), Some((char, behind))) => {
+                (*token == '_' || case.fold(*token) == case.fold(*char)) && fits(rest, behind, case)
+            }
+            (Some(_), None) => false,
+        }
+    }
+
+    #[test]
+    fn patterns_match_what_they_say() {
+        let mut random = fastrand::Rng::with_seed(7);
+        let mut pick = |from: &str, most: usize| -> String {
+            let from: Vec<char> = from.chars().collect();
+            (0..random.usize(..=most)).map(|_| from[random.usize(..from.len())]).collect()
+        };
+        let (mut matched, mut rounds) = (0, 0);
+        while rounds < 20_000 {
+            let (pattern, text) = (pick("aabB_%%日", 8), pick("aAbB日本", 9));
+            for case in [Case::Sensitive, Case::Ascii] {
+                let like = Like::new(&pattern, case).expect("a pattern");
+                let (chars, of): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
+                assert_eq!(like.matches(&text), fits(&chars, &of, case), "{pattern:?} {text:?} {case:?}");
+                matched += usize::from(like.matches(&text));
+                rounds += 1;
+            }
+        }
+        assert!(matched > 1_000, "{matched} of {rounds} matched");
+    }
+
+    #[test]
+    fn a_piece_may_be_longer_than_a_word() {
+        let like = |pattern: &str| Like::new(pattern, Case::Ascii).expect("a pattern");
+        for length in [63, 64, 65, 127, 128, 129, 500] {
+            let piece = format!("{}x", "_".repeat(length - 1));
+            let text = format!("{}X{}", "a".repeat(1000), "b".repeat(10));
+
+            assert!(like(&format!("%{piece}%")).matches(&text), "{length}");
+            assert!(!like(&format!("%{piece}%x%")).matches(&text), "{length}");
+            assert!(!like(&format!("%x{piece}%")).matches(&text), "{length}");
+        }
+    }
+
+    #[test]
+    fn a_text_is_read_once_whatever_the_pattern() {
+        // As many steps as the product of both lengths would take minutes.
+        let text = "a".repeat(4 << 20);
+        for pattern in [format!("%{}b%", "a_".repeat(250)), format!("{}b", "%a".repeat(400)), "%_a".repeat(300)] {
+            let like = Like::new(&pattern, Case::Ascii).expect("a pattern");
+
+            assert!(!like.matches(&format!("{text}c")), "{pattern}");
+            assert!(like.steps() < 20);
+        }
     }
 
     #[test]

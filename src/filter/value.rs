@@ -144,6 +144,23 @@ fn is_decimal(digits: &str) -> bool {
     [whole, fraction].iter().all(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
+/// How large the exponent of a number is, whatever its sign; 0 where it has none. What is no number PostgreSQL will say.
+pub(super) fn exponent(word: &str) -> u64 {
+    let word = word.trim();
+    let digits = word.trim_start_matches(['+', '-']);
+    // From version 16 on there are numbers of other bases, in which e is a digit, and underscores between digits.
+    if digits.starts_with("0x") || digits.starts_with("0X") {
+        return 0;
+    }
+    let Some((_, exponent)) = digits.split_once(['e', 'E']) else { return 0 };
+    let exponent = exponent.trim_start_matches(['+', '-']).replace('_', "");
+    match exponent.bytes().all(|byte| byte.is_ascii_digit()) && !exponent.is_empty() {
+        // One that is too long to be read is large.
+        true => exponent.parse().unwrap_or(u64::MAX),
+        false => 0,
+    }
+}
+
 /// What JSON has no numbers for.
 fn special(json: &str) -> Option<f64> {
     match json {

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use serde_json::value::RawValue;
 use switchboard::change::{TableName, fields};
-use switchboard::filter::{self, Column, Filter};
+use switchboard::filter::{self, Column, Filter, Meter};
 use tokio_postgres::Client;
 use tokio_postgres::types::{ToSql, Type};
 
@@ -309,7 +309,9 @@ impl World {
         let route = filter.route();
         for (id, row) in &self.rows {
             let row = fields(row);
-            let truth = filter.judge(&row).map_err(|error| format!("{filter} cannot judge row {id}: {error}"))?;
+            let truth = filter
+                .judge(&row, &mut Meter::new(u64::MAX))
+                .map_err(|error| format!("{filter} cannot judge row {id}: {error}"))?;
             if truth != selected.contains(id) {
                 return Err(format!("{filter} judges {truth} of row {id}, unlike {condition} with {params:?}"));
             }

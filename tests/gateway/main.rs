@@ -18,6 +18,7 @@ mod epochs;
 mod filters;
 mod gateways;
 mod harness;
+mod heavy;
 mod hostile;
 mod listen;
 mod locks;
