@@ -80,7 +80,7 @@ fn measure(subscriptions: usize, ids: usize, changes: i64, filter: impl Fn(usize
     hub.begin_at(cursor(0)?, "new");
     let mut joined: Vec<Joined> = Vec::new();
     for id in 0..subscriptions {
-        joined.push(hub.join(&kind(&watched, &filter(id))?).context("the hub has begun")?);
+        joined.push(hub.join(&kind(&watched, &filter(id))?).map_err(|_| anyhow!("the hub has not begun"))?);
     }
     let parts =
         (1..=changes).map(|position| part(&watched, position, position as usize % ids)).collect::<Result<Vec<_>>>()?;

@@ -192,6 +192,9 @@ pub struct GatewayArgs {
     /// How much the row filters of all connections may weigh together, 1 or more
     #[arg(long, env = "SWITCHBOARD_FILTERS_WEIGHT_MAX", default_value = "1000000", value_name = "WEIGHT")]
     pub filters_weight_max: String,
+    /// How many different selections (tables, filter and columns) all subscriptions together may have, 1 or more
+    #[arg(long, env = "SWITCHBOARD_SELECTIONS_MAX", default_value = "100000", value_name = "COUNT")]
+    pub selections_max: String,
     /// How many bytes of frames to keep for subscribers that are a little behind, 1048576 or more
     #[arg(long, env = "SWITCHBOARD_HISTORY_BYTES_MAX", default_value = "67108864", value_name = "BYTES")]
     pub history_bytes_max: String,
@@ -250,6 +253,8 @@ pub struct Config {
     pub filter_weight_max: u64,
     /// How much all filters may weigh.
     pub filters_weight_max: u64,
+    /// How many kinds of subscription there may be.
+    pub selections_max: usize,
     /// How many bytes of frames the hub keeps.
     pub history_bytes_max: usize,
     /// How many bytes one snapshot may take on disk.
@@ -443,6 +448,7 @@ impl GatewayArgs {
             subscriptions_max: mistakes.number("subscriptions-max", &self.subscriptions_max, 1, 10_000),
             filter_weight_max: mistakes.number("filter-weight-max", &self.filter_weight_max, 1, u64::MAX),
             filters_weight_max: mistakes.number("filters-weight-max", &self.filters_weight_max, 1, u64::MAX),
+            selections_max: mistakes.number("selections-max", &self.selections_max, 1, usize::MAX),
             history_bytes_max: mistakes.number("history-bytes-max", &self.history_bytes_max, 1 << 20, usize::MAX),
             snapshot_bytes_max: mistakes.number("snapshot-bytes-max", &self.snapshot_bytes_max, 1 << 20, u64::MAX),
             snapshots_bytes_max: mistakes.number("snapshots-bytes-max", &self.snapshots_bytes_max, 1 << 20, u64::MAX),
@@ -527,6 +533,28 @@ pub const CATCH_UP_CHANGES_MAX: i32 = 500;
 pub const CATCH_UP_BYTES_MAX: i64 = 64 << 10;
 /// After how many bytes of changes a commit is continued in another frame (one change may be larger).
 pub const FRAME_BYTES_MAX: usize = 256 << 10;
+/// In how many steps of about a nanosecond (see `filter::weight`) what the feed reads at once may be judged for one kind of
+/// subscription before it is published. Those who need more read it in the log.
+pub const TOPIC_STEPS_MAX: u64 = 2_000_000;
+/// And for all kinds together, beginning with those whose filters weigh least.
+pub const PUBLISH_STEPS_MAX: u64 = 50_000_000;
+/// In how many steps a subscription that reads the log may judge a part of a commit (one change, or [`FRAME_BYTES_MAX`] of them). One
+/// whose filter needs more ends.
+pub const JUDGE_STEPS_MAX: u64 = 200_000_000;
+/// And so many more for each byte of the part.
+pub const JUDGE_STEPS_PER_BYTE: u64 = 8;
+/// How many questions about the literals of filters are asked at the same time, of the connections that readers share.
+pub const QUESTIONS_AT_ONCE: usize = 2;
+/// How many bytes of their answers are remembered, with what was asked.
+pub const ANSWERS_BYTES_MAX: usize = 4 << 20;
+/// How many subscriptions judge beside the others, which takes a thread each, because they need more than [`TOPIC_STEPS_MAX`] for a page.
+pub const JUDGES_MAX: usize = 1;
+/// How many subscriptions that fell behind the hub read the log at the same time.
+pub const REJOINING_MAX: usize = 2;
+/// From how many bytes on what was read from the log counts as large, and waits for room.
+pub const LARGE_BYTES: usize = 1 << 20;
+/// How many bytes of that wait for clients at the same time (one page may be larger).
+pub const LARGE_BYTES_MAX: usize = 64 << 20;
 /// How many bytes a subscriber writes with one call, about.
 pub const WRITE_BYTES_MAX: usize = 256 << 10;
 /// While so many bytes wait for a subscriber, its subscriptions wait too.

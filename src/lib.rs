@@ -32,8 +32,8 @@
 //! told in `docs/delivery.md`; `tests/drill` breaks it on purpose.
 //!
 //! Beside that path: [`plain`] serves the feed over plain HTTP and [`page`] is the live page; [`filter`] decides which rows a selection
-//! wants, [`documents`] describes the wire to programs, [`tail`] is the subscriber for the terminal, [`names`] knows how names are typed
-//! and told, [`config`] holds every setting and bound, [`metrics`] what is counted and logged, [`install`] and [`check`] are the commands
+//! wants, and [`judging`] gives it a thread if that takes long, [`documents`] describes the wire to programs, [`tail`] is the subscriber
+//! for the terminal, [`names`] knows how names are typed and told, [`config`] holds every setting and bound, [`metrics`] what is counted and logged, [`install`] and [`check`] are the commands
 //! for a database, [`local`] and [`dev`] the private PostgreSQL of `switchboard dev` and of the tests.
 
 pub mod addresses;
@@ -48,6 +48,7 @@ pub mod feed;
 pub mod filter;
 pub mod hub;
 pub mod install;
+pub mod judging;
 pub mod listen;
 pub mod listener;
 pub mod local;
@@ -77,7 +78,7 @@ use tokio::net::TcpListener;
 
 use crate::config::Config;
 use crate::feed::Feed;
-use crate::hub::Hub;
+use crate::hub::{Bounds, Hub};
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::session::Database;
@@ -92,7 +93,8 @@ const FEED_CONNECTIONS_MAX: usize = 3;
 /// PostgreSQL need not be there; the gateway waits for it, and for its return, for ever.
 pub async fn run(config: Config, socket: TcpListener, stop: impl Future<Output = ()>) {
     let metrics = Arc::new(Metrics::default());
-    let hub = Arc::new(Hub::new(config.history_bytes_max));
+    let bounds = Bounds { kinds_max: config.selections_max, ..Bounds::new(config.history_bytes_max) };
+    let hub = Arc::new(Hub::bounded(bounds));
     let feed_log = Log::new(&Database::new(&config.database), FEED_CONNECTIONS_MAX);
     let readers = feed_log.with_connections(config.readers_max);
     let feed = Feed::new(config.clone(), feed_log.clone(), hub.clone(), metrics.clone());

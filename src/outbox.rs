@@ -54,29 +54,18 @@ impl Outbox {
         self.news.notify_one();
     }
 
-    /// Puts whole frames in where less than [`OUTBOX_BYTES_MAX`] bytes wait there, however large they are; else gives them back.
-    fn try_put(&self, chunks: Vec<Bytes>) -> Result<(), Vec<Bytes>> {
+    /// Puts whole frames in where less than [`OUTBOX_BYTES_MAX`] bytes wait there, however large they are; else gives them back. They are
+    /// `made` only then: what waits for room is not to be copied yet.
+    fn try_put(&self, chunks: Vec<Bytes>, made: impl FnOnce(Vec<Bytes>) -> Vec<Bytes>) -> Result<(), Vec<Bytes>> {
         let mut waiting = self.lock();
         if waiting.bytes >= OUTBOX_BYTES_MAX {
             return Err(chunks);
         }
+        let chunks = made(chunks);
         waiting.bytes += chunks.iter().map(Bytes::len).sum::<usize>();
         waiting.frames.extend(chunks.into_iter().filter(|frames| !frames.is_empty()));
         self.news.notify_one();
         Ok(())
-    }
-
-    /// Puts whole frames in, waiting while it is full.
-    async fn put(&self, mut chunks: Vec<Bytes>) {
-        loop {
-            // Before the look, so that room that is made in between is noticed.
-            let room = self.room.notified();
-            match self.try_put(chunks) {
-                Ok(()) => return,
-                Err(back) => chunks = back,
-            }
-            room.await;
-        }
     }
 
     /// The weights of the client's filters, of which only few may be heavy.
@@ -152,22 +141,24 @@ impl Outlet {
 
     /// Sends whole frames in this order, waiting while the client is behind.
     pub async fn send_all(&self, chunks: Vec<Bytes>) {
-        self.outbox.put(self.tag(chunks)).await;
+        let mut chunks = chunks;
+        loop {
+            // Before the look, so that room that is made in between is noticed.
+            let room = self.outbox.room.notified();
+            match self.try_send_all(chunks) {
+                Ok(()) => return,
+                Err(back) => chunks = back,
+            }
+            room.await;
+        }
     }
 
     /// Sends whole frames in this order where the client is not behind; else gives them back as they were.
     pub fn try_send_all(&self, chunks: Vec<Bytes>) -> Result<(), Vec<Bytes>> {
-        match self.sub {
-            None => self.outbox.try_put(chunks),
-            Some(_) => self.outbox.try_put(self.tag(chunks.clone())).map_err(|_| chunks),
-        }
-    }
-
-    fn tag(&self, chunks: Vec<Bytes>) -> Vec<Bytes> {
-        match &self.sub {
+        self.outbox.try_put(chunks, |chunks| match &self.sub {
             None => chunks,
-            Some(sub) => chunks.iter().map(|frames| protocol::tagged(frames, sub)).collect(),
-        }
+            Some(sub) => chunks.iter().flat_map(|frames| protocol::tagged(frames, sub)).collect(),
+        })
     }
 
     /// Waits until the client took everything.

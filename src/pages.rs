@@ -12,9 +12,10 @@ use bytes::Bytes;
 use tokio::sync::OnceCell;
 use tokio::time::sleep;
 
-use crate::change::{Cursor, Part, Place, Position};
-use crate::config::{PAGES_BYTES_MAX, PAGES_KEPT_FOR, PAGES_NEAR};
+use crate::change::{Change, Cursor, Part, Place, Position};
+use crate::config::{LARGE_BYTES, PAGES_BYTES_MAX, PAGES_KEPT_FOR, PAGES_NEAR};
 use crate::filter::Undecidable;
+use crate::judging::{Budget, Judging};
 use crate::log::{Log, Page, PageSize};
 use crate::protocol::{Encoder, Kind};
 
@@ -142,6 +143,8 @@ impl Pages {
         let Some(mut state) = self.lock(life) else { return };
         match page {
             None => state.remove(begin),
+            // Not all the others for one.
+            Some(page) if page.bytes() > PAGES_BYTES_MAX => state.remove(begin),
             Some(page) => state.count(begin, page.bytes()),
         }
         while state.bytes > PAGES_BYTES_MAX
@@ -242,18 +245,35 @@ impl SharedPage {
         (ends_there && index < self.parts.len()).then_some(index)
     }
 
+    /// Whether it holds a large row, or several: frames of such a page are not kept, since they would be as large for each kind.
+    fn is_large(&self) -> bool {
+        self.of_changes() >= LARGE_BYTES
+    }
+
+    fn of_changes(&self) -> usize {
+        self.parts.iter().flat_map(|part| &part.changes).map(Change::bytes).sum()
+    }
+
     /// What it takes in memory with the frames that are made of it: as much again for the JSON of its changes, and for the frames of a
     /// few kinds.
     fn bytes(&self) -> usize {
-        let of_changes: usize = self.parts.iter().flat_map(|part| &part.changes).map(|change| change.bytes()).sum();
-        (2 + KINDS_MAX) * (of_changes + 256 * self.parts.len())
+        let kinds = if self.is_large() { 0 } else { KINDS_MAX };
+        (2 + kinds) * (self.of_changes() + 256 * self.parts.len())
     }
 
     /// What a kind of subscription that has whole commits gets of the parts from this index on; encoded once for all who ask for the same.
-    /// None if the page keeps frames of as many others as it may already: then everybody encodes for themselves.
+    /// None if the page keeps no frames, or those of as many others as it may already: then everybody encodes for themselves.
     ///
     /// Fails as [`Encoder::encode`] does.
-    pub async fn frames(&self, kind: &Kind, index: usize) -> Result<Option<Arc<Frames>>, Undecidable> {
+    pub async fn frames(
+        self: &Arc<Self>,
+        kind: &Kind,
+        index: usize,
+        judging: Judging,
+    ) -> Result<Option<Arc<Frames>>, Undecidable> {
+        if self.is_large() {
+            return Ok(None);
+        }
         let slot = {
             let mut encoded = self.encoded.lock().unwrap_or_else(PoisonError::into_inner);
             let wanted = (kind.clone(), index);
@@ -263,17 +283,20 @@ impl SharedPage {
                 None => encoded.entry(wanted).or_default().clone(),
             }
         };
-        let encode = async || Frames::of(kind, &self.parts[index..], index).map(Arc::new);
+        let encode = || {
+            let (page, kind) = (self.clone(), kind.clone());
+            judging.run(move |budget| Frames::of(kind, &page.parts[index..], index, budget).map(Arc::new))
+        };
         slot.get_or_try_init(encode).await.cloned().map(Some)
     }
 }
 
 impl Frames {
-    fn of(kind: &Kind, parts: &[Part], index: usize) -> Result<Frames, Undecidable> {
-        let mut encoder = Encoder::new(kind.clone(), None);
+    fn of(kind: Kind, parts: &[Part], index: usize, budget: &mut Budget<'_>) -> Result<Frames, Undecidable> {
+        let mut encoder = Encoder::new(kind, None);
         let (mut first, mut rest) = (None, Vec::new());
         for (place, part) in parts.iter().enumerate() {
-            encoder.encode(&part.open(), &mut rest)?;
+            encoder.encode(&part.open(), budget.meter(part), &mut rest)?;
             if first.is_none() && !rest.is_empty() {
                 first = Some(index + place);
                 rest.clear();

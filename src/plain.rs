@@ -123,7 +123,7 @@ impl Reading {
 fn refusal(payload: &[u8]) -> Refusal {
     let frame: Value = serde_json::from_slice(payload).unwrap_or_default();
     let status = match frame["code"].as_str() {
-        Some("bad_request") => StatusCode::BAD_REQUEST,
+        Some("bad_request" | "too_heavy") => StatusCode::BAD_REQUEST,
         Some("unreadable") => StatusCode::CONFLICT,
         _ => StatusCode::SERVICE_UNAVAILABLE,
     };

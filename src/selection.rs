@@ -8,6 +8,7 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use crate::change::{Fields, Op, TableName, View};
+use crate::filter::weight::CHANGE_STEPS;
 use crate::filter::{Column, Expression, Filter, Meter, Question, Route, Undecidable};
 use crate::names::{Typed, ident, shell};
 use crate::table::{Tables, Watched};
@@ -91,8 +92,9 @@ pub struct Wanted<'a> {
 
 impl Selection {
     /// How much of the change is wanted, if any. Fails where that cannot be said: its rows have not the columns that the filter looks at,
-    /// or what happened to a table of these cannot be told.
-    pub fn wants(&self, change: &View<'_>) -> Result<Option<Wanted<'_>>, Undecidable> {
+    /// what happened to a table of these cannot be told, or it takes more steps than the meter has.
+    pub fn wants(&self, change: &View<'_>, meter: &mut Meter<'_>) -> Result<Option<Wanted<'_>>, Undecidable> {
+        meter.spend(CHANGE_STEPS)?;
         let table = &change.change.table;
         let untold = change.change.op == Op::Reset;
         let Scope::Picked { picks, .. } = &self.0 else {
@@ -111,8 +113,7 @@ impl Selection {
         let Some(filter) = pick.filter.as_ref().filter(|_| change.change.op != Op::Truncate) else {
             return Ok(Some(Wanted { matched: None, columns }));
         };
-        let mut meter = Meter::new(u64::MAX);
-        let mut judge = |row: Option<&Fields<'_>>| row.map_or(Ok(false), |row| filter.judge(row, &mut meter));
+        let mut judge = |row: Option<&Fields<'_>>| row.map_or(Ok(false), |row| filter.judge(row, meter));
         let matched = Match::of(judge(change.before())?, judge(change.after())?);
         Ok(matched.map(|matched| Wanted { matched: Some(matched), columns }))
     }

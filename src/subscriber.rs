@@ -14,7 +14,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{CLOSING_MAX, Config};
+use crate::config::{CLOSING_MAX, Config, JUDGES_MAX, LARGE_BYTES, LARGE_BYTES_MAX, REJOINING_MAX};
 use crate::filter::weight::Weights;
 use crate::hub::Hub;
 use crate::log::Log;
@@ -51,6 +51,12 @@ pub struct Shared {
     pub stop: CancellationToken,
     /// Says that it stopped long enough: who is still there is cut off.
     pub cut: CancellationToken,
+    /// Held by those who judge on a thread beside the others.
+    pub judging: Semaphore,
+    /// Held by those who fell behind the hub, while they read the log.
+    pub rejoining: Semaphore,
+    /// A permit for every [`LARGE_BYTES`] that were read from the log and wait for a client.
+    pub large: Semaphore,
     closing: Semaphore,
 }
 
@@ -59,8 +65,21 @@ impl Shared {
     pub fn new(config: Config, hub: Arc<Hub>, log: Log, snapshots: Arc<Snapshots>, metrics: Arc<Metrics>) -> Shared {
         let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
         let pages = Pages::new(log.clone());
-        let closing = Semaphore::new(CLOSING_MAX);
-        Shared { config, hub, log, pages, snapshots, metrics, filters: Weights::default(), stop, cut, closing }
+        Shared {
+            config,
+            hub,
+            log,
+            pages,
+            snapshots,
+            metrics,
+            filters: Weights::default(),
+            stop,
+            cut,
+            judging: Semaphore::new(JUDGES_MAX),
+            rejoining: Semaphore::new(REJOINING_MAX),
+            large: Semaphore::new(LARGE_BYTES_MAX / LARGE_BYTES),
+            closing: Semaphore::new(CLOSING_MAX),
+        }
     }
 }
 

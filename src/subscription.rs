@@ -14,14 +14,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use bytes::Bytes;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{sleep, timeout};
 
 use crate::change::{Cursor, Place, Position};
+use crate::config::{JUDGE_STEPS_MAX, JUDGE_STEPS_PER_BYTE, LARGE_BYTES, LARGE_BYTES_MAX};
 use crate::filter::Undecidable;
 use crate::filter::weight::Weighing;
-use crate::hub::{self, Head, Joined, News};
+use crate::hub::{self, Head, Joined, News, NoPlace};
+use crate::judging::Judging;
 use crate::log::Refused;
 use crate::outbox::Outlet;
+use crate::pages::SharedPage;
 use crate::protocol::{self, Encoder, Form, From, Kind, OnReset, Request};
 use crate::selection::{Draft, Selection};
 use crate::snapshot::{Interrupted, Join, Piece};
@@ -68,8 +72,10 @@ enum End {
     Reset { reason: Arc<str>, oldest: Option<Cursor> },
     /// What was asked for is not there, as this sentence says.
     Wrong(String),
-    /// There is no room for its filter beside others, as this sentence says.
+    /// There is no room for it beside others, as this sentence says.
     TooMany(String),
+    /// A change takes more steps to judge than it may.
+    TooHeavy,
     /// The rows cannot be read, as this sentence says, and will not be when they are asked for again.
     Unreadable(String),
     /// What was asked of PostgreSQL did not work.
@@ -84,6 +90,9 @@ impl End {
 }
 
 fn undecidable(error: Undecidable) -> End {
+    if error == Undecidable::TooHeavy {
+        return End::TooHeavy;
+    }
     tracing::debug!("a subscription begins anew: {error}");
     End::schema()
 }
@@ -112,8 +121,11 @@ pub async fn switch_status(outlet: Outlet, shared: Arc<Shared>) -> Ended {
         match end {
             // This stream has no positions to lose: it goes on with what comes next.
             End::Reset { .. } => {}
-            End::Wrong(what) | End::TooMany(what) | End::Unreadable(what) => {
-                unreachable!("nothing was asked for: {what}")
+            End::Wrong(what) | End::Unreadable(what) => unreachable!("nothing was asked for: {what}"),
+            End::TooHeavy => unreachable!("there is no filter"),
+            End::TooMany(what) => {
+                tracing::warn!("a subscriber could not be served: {what}");
+                return Ended::Failed;
             }
             End::Failed(error) => {
                 tracing::warn!("a subscriber could not be served: {error:#}");
@@ -168,6 +180,13 @@ impl Subscription {
                 self.refuse("too_many", &mistake).await;
                 Some(Ended::Wrong)
             }
+            End::TooHeavy => {
+                let message = format!(
+                    "the filter needs more than {JUDGE_STEPS_MAX} steps, and {JUDGE_STEPS_PER_BYTE} for each byte, to judge a change of this size; use fewer or simpler conditions, above all like and match on long texts, or follow more rows and choose among them in the client"
+                );
+                self.refuse("too_heavy", &message).await;
+                Some(Ended::Wrong)
+            }
             End::Unreadable(what) => {
                 self.refuse("unreadable", &what).await;
                 Some(Ended::Wrong)
@@ -187,7 +206,7 @@ impl Subscription {
         let Start { place, skip, joined } = self.start(request, from).await?;
         let joined = match joined {
             Some(joined) => joined,
-            None => self.catch_up(place, skip).await?,
+            None => self.catch_up(place, skip, Late::No).await?,
         };
         self.send(protocol::ready(self.last, joined.last)).await;
         self.last = Some(joined.last);
@@ -225,6 +244,8 @@ impl Subscription {
 
     /// Finds what was asked for in the database.
     async fn select(&mut self, request: &Request) -> Result<(), End> {
+        // Each by itself takes little; a client that sends very many leaves others their turn.
+        tokio::task::yield_now().await;
         let mut selected = self.try_select(request).await;
         if matches!(selected, Err(End::Wrong(_))) {
             // Watched or altered a moment ago, perhaps.
@@ -359,13 +380,14 @@ impl Subscription {
     }
 
     /// Reads the log from `place` until the hub goes on from there, leaving out what the rows that `skip` tells of already hold.
-    async fn catch_up(&mut self, mut place: Place, skip: Option<Join>) -> Result<Joined, End> {
+    async fn catch_up(&mut self, mut place: Place, skip: Option<Join>, late: Late) -> Result<Joined, End> {
         // The commit that the client has a part of.
         let begun = self.last.filter(|last| place.serial.is_some() && last.position == place.whole());
         let mut encoder = Encoder::new(self.kind.clone(), self.last);
         if place.serial.is_some() {
             encoder.go_on();
         }
+        let mut needs = Needs::default();
         loop {
             // Before the log is read: a commit published in between would be in neither.
             let joined = self.join()?;
@@ -387,42 +409,94 @@ impl Subscription {
             while place < Place::after(until) {
                 self.outlet.emptied().await;
                 let (shared, known, life) = (self.shared.clone(), joined.head.cursor, self.life);
+                // Before anything is read: what waits is to hold nothing. Room first, which takes as long as slow clients do.
+                let room = self.permit(&shared.large, needs.room).await;
+                let judge = self.permit(&shared.judging, u32::from(needs.judge)).await;
+                let reading = self.permit(&shared.rejoining, u32::from(late == Late::Yes)).await;
                 let read = || {
                     let shared = shared.clone();
                     async move { shared.pages.read(life, known, place, until).await }
                 };
                 let Some(page) = self.with_database(read).await? else { return Err(self.overtaken().await?) };
+                drop(reading);
                 let index = page.index(place).context("the page begins before the place, or there")?;
+                let judging = if judge.is_some() { Judging::Beside } else { Judging::Here };
                 // Nothing of it has to be left out: not what the rows hold, nor what the client has of a commit, nor what the hub brings.
                 let is_whole = skip.is_none() && place.serial.is_none() && page.end() <= Place::after(until);
-                let frames = match is_whole {
-                    true => page.frames(&self.kind, index).await.map_err(undecidable)?,
-                    false => None,
-                };
-                let mut out = Vec::new();
-                if let Some(frames) = frames {
-                    if let Some(first) = frames.first {
-                        encoder.encode(&page.parts[first].open(), &mut out).map_err(undecidable)?;
-                        encoder = frames.after.clone();
-                    }
-                    place = page.end();
-                    self.last = encoder.last;
-                    self.outlet.send_all(vec![Bytes::from(out), frames.rest.clone()]).await;
-                    continue;
-                }
-                for part in page.parts[index..].iter().take_while(|part| part.cursor.position <= until) {
-                    if begun.is_some_and(|begun| begun.position == part.cursor.position && begun != part.cursor) {
+                let encoded = if is_whole {
+                    let encoding = self.encode_shared(&encoder, &page, index, judging);
+                    self.attend(encoding).await
+                } else {
+                    let up_to_until = page.parts[index..].iter().take_while(|part| part.cursor.position <= until);
+                    let parts = index..index + up_to_until.count();
+                    let is_another = |cursor: Cursor| {
+                        begun.is_some_and(|begun| begun.position == cursor.position && begun != cursor)
+                    };
+                    if page.parts[parts.clone()].iter().any(|part| is_another(part.cursor)) {
                         return Err(End::Reset { reason: "nonce".into(), oldest: None });
                     }
-                    place = part.place();
-                    if !skip.as_ref().is_some_and(|rows| rows.hold(part)) {
-                        encoder.encode(&part.open(), &mut out).map_err(undecidable)?;
+                    let is_new = |part: &usize| !skip.as_ref().is_some_and(|rows| rows.hold(&page.parts[*part]));
+                    let behind = parts.clone().last().map_or(place, |last| page.parts[last].place());
+                    let encoding = encode(encoder.clone(), page.clone(), parts.filter(is_new).collect(), judging);
+                    self.attend(encoding).await.map(|(after, out)| Encoded { after, out: vec![out], behind })
+                };
+                drop((judge, page));
+                let encoded = match encoded {
+                    // It is read again when there is a thread for it.
+                    Err(Undecidable::TooHeavy) if !needs.judge => {
+                        needs.judge = true;
+                        continue;
                     }
+                    encoded => encoded.map_err(undecidable)?,
+                };
+                let wanted = Needs::room(encoded.out.iter().map(Bytes::len).sum());
+                let room = match room {
+                    None if wanted > 0 => match shared.large.try_acquire_many(wanted) {
+                        Ok(room) => Some(room),
+                        // Or again when there is room: all who wait would hold it.
+                        Err(_) => {
+                            needs.room = wanted;
+                            continue;
+                        }
+                    },
+                    room => room,
+                };
+                (self.last, encoder, place) = (encoded.after.last, encoded.after, encoded.behind);
+                self.outlet.send_all(encoded.out).await;
+                if room.is_some() {
+                    self.outlet.emptied().await;
                 }
-                self.last = encoder.last;
-                self.send(Bytes::from(out)).await;
+                needs.room = 0;
             }
         }
+    }
+
+    /// Encodes all of a page from a part on, sharing what it can with others of its kind.
+    async fn encode_shared(
+        &self,
+        encoder: &Encoder,
+        page: &Arc<SharedPage>,
+        index: usize,
+        judging: Judging,
+    ) -> Result<Encoded, Undecidable> {
+        let behind = page.end();
+        let Some(frames) = page.frames(&self.kind, index, judging).await? else {
+            let parts = (index..page.parts.len()).collect();
+            let (after, out) = encode(encoder.clone(), page.clone(), parts, judging).await?;
+            return Ok(Encoded { after, out: vec![out], behind });
+        };
+        let Some(first) = frames.first else { return Ok(Encoded { after: encoder.clone(), out: Vec::new(), behind }) };
+        let (_, out) = encode(encoder.clone(), page.clone(), vec![first], judging).await?;
+        Ok(Encoded { after: frames.after.clone(), out: vec![out, frames.rest.clone()], behind })
+    }
+
+    /// So many permits, none for 0.
+    async fn permit<'a>(&self, from: &'a Semaphore, count: u32) -> Option<SemaphorePermit<'a>> {
+        if count == 0 {
+            return None;
+        }
+        // Nobody closes it.
+        self.attend(from.acquire_many(count)).await.ok()
     }
 
     /// Follows the hub until that cannot go on, through the log where the hub no longer has what comes next.
@@ -455,7 +529,7 @@ impl Subscription {
 
     /// Catches up, and splices the chain of the hub onto what was sent.
     async fn rejoin(&mut self, place: Place) -> Result<Joined, End> {
-        let joined = self.catch_up(place, None).await?;
+        let joined = self.catch_up(place, None, Late::Yes).await?;
         if self.last != Some(joined.last) && self.kind.form == Form::Feed {
             self.send(protocol::position(self.last, joined.last)).await;
         }
@@ -482,8 +556,14 @@ impl Subscription {
     /// A place at the end of the hub's history.
     fn join(&self) -> Result<Joined, End> {
         match self.shared.hub.join(&self.kind) {
-            Some(joined) if joined.head.life == self.life => Ok(joined),
-            _ => Err(End::Reset { reason: self.shared.hub.reason(), oldest: None }),
+            Ok(joined) if joined.head.life == self.life => Ok(joined),
+            Ok(_) | Err(NoPlace::TooEarly) => Err(End::Reset { reason: self.shared.hub.reason(), oldest: None }),
+            Err(NoPlace::Full) => {
+                let most = self.shared.config.selections_max;
+                Err(End::TooMany(format!(
+                    "all subscribers together have {most} different selections, which is the most; select what others do, come back later, or let the operator raise --selections-max"
+                )))
+            }
         }
     }
 
@@ -576,6 +656,57 @@ impl Subscription {
     async fn send(&self, frames: Bytes) {
         self.outlet.send(frames).await;
     }
+}
+
+/// Whether a subscription reads the log because it fell behind the hub.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Late {
+    No,
+    Yes,
+}
+
+/// What a page of the log was found to need, by trying.
+#[derive(Default)]
+struct Needs {
+    /// A thread to be judged on.
+    judge: bool,
+    /// So many permits of [`Shared::large`].
+    room: u32,
+}
+
+impl Needs {
+    fn room(bytes: usize) -> u32 {
+        if bytes < LARGE_BYTES {
+            return 0;
+        }
+        bytes.min(LARGE_BYTES_MAX).div_ceil(LARGE_BYTES) as u32
+    }
+}
+
+/// What a page of the log became.
+struct Encoded {
+    /// The encoder that goes on behind it.
+    after: Encoder,
+    out: Vec<Bytes>,
+    /// Where a reader stands that has it.
+    behind: Place,
+}
+
+/// Writes some parts of a page for one subscription alone.
+async fn encode(
+    mut encoder: Encoder,
+    page: Arc<SharedPage>,
+    parts: Vec<usize>,
+    judging: Judging,
+) -> Result<(Encoder, Bytes), Undecidable> {
+    let encoding = judging.run(move |budget| {
+        let mut out = Vec::new();
+        for part in parts.iter().map(|index| &page.parts[*index]) {
+            encoder.encode(&part.open(), budget.meter(part), &mut out)?;
+        }
+        Ok((encoder, Bytes::from(out)))
+    });
+    encoding.await
 }
 
 /// Where a stream begins.

@@ -22,6 +22,8 @@ pub const WEIGHT_BYTES: u64 = 256;
 const VALUE_BYTES: u64 = 64;
 /// What a state of a compiled regular expression takes, about, in bytes.
 const STATE_BYTES: u64 = 64;
+/// What a change costs whatever is asked about it.
+pub const CHANGE_STEPS: u64 = 32;
 /// What one condition costs on a value of no length.
 const CONDITION_STEPS: u64 = 64;
 /// What each byte of a value costs whatever is done with it: it has to be read.

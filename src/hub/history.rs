@@ -9,10 +9,19 @@ use tokio::sync::watch;
 use crate::change::{Cursor, Opened, Place, Position};
 use crate::config::WRITE_BYTES_MAX;
 use crate::filter::Undecidable;
-use crate::protocol::{Encoder, Kind};
+use crate::protocol::{Chosen, Encoder, Kind};
+
+/// What a chunk takes beside its bytes: its places in two queues, its allocation.
+pub(super) const CHUNK_BYTES: usize = 192;
+
+/// A part, and what the topic's subscriptions want of it.
+pub(super) type Judged<'p, 't> = (&'p Opened<'p>, Chosen<'t>);
 
 /// What subscriptions of one kind share.
 pub struct Topic {
+    pub(super) kind: Kind,
+    /// What its filter weighs.
+    pub(super) weight: u64,
     history: Mutex<History>,
     /// The number that the next chunk will have.
     news: watch::Sender<u64>,
@@ -40,6 +49,8 @@ struct Chunk {
     place: Place,
     /// The cursor of its last frame that has one.
     last: Cursor,
+    /// Whether it stands for what was left out, and is in the log only.
+    left_out: bool,
 }
 
 /// Who writes into a history beside the commits.
@@ -83,7 +94,8 @@ impl Topic {
             unfinished: unfinished.then_some((0, head)),
             reset: None,
         };
-        Topic { history: Mutex::new(history), news: watch::Sender::new(0) }
+        let (kind, weight) = (kind.clone(), kind.selection.weight());
+        Topic { kind, weight, history: Mutex::new(history), news: watch::Sender::new(0) }
     }
 
     /// Follows the arrival of chunks.
@@ -98,13 +110,28 @@ impl Topic {
 
     /// Appends what the topic's subscriptions want of these parts; returns the sizes of the new chunks. Fails where that cannot be
     /// said: nothing can follow then.
-    pub(super) fn publish(&self, parts: &[&Opened<'_>]) -> Result<Vec<usize>, Undecidable> {
+    pub(super) fn publish(&self, parts: &[Judged<'_, '_>]) -> Result<Vec<usize>, Undecidable> {
         let mut history = self.lock();
         let sizes = history.publish(parts)?;
         if !sizes.is_empty() {
             self.news.send_replace(history.next());
         }
         Ok(sizes)
+    }
+
+    /// Leaves out what follows, up to `head` and the beginning of a commit that is `unfinished`: everybody who follows reads it in the log,
+    /// and comes back. Returns the size of the chunk that says so.
+    pub(super) fn leave_out(&self, head: Cursor, unfinished: bool) -> usize {
+        let mut history = self.lock();
+        let at = history.next();
+        history.encoder = Encoder::new(self.kind.clone(), Some(head));
+        history.end = Place::after(head.position);
+        // Who joins in front of that commit has to read the log as well.
+        history.unfinished = unfinished.then_some((at, head));
+        let place = history.end;
+        history.chunks.push_back(Chunk { bytes: Bytes::new(), place, last: head, left_out: true });
+        self.news.send_replace(history.next());
+        CHUNK_BYTES
     }
 
     /// Ends the history: nothing that was sent can be followed by anything, for this reason.
@@ -151,18 +178,18 @@ impl History {
 
     /// Encodes parts into chunks of about [`WRITE_BYTES_MAX`]; returns their sizes. Chunks end where an unfinished commit begins and
     /// where it ends, so that one can join in front of it. It may begin with any of its parts: those before held nothing for this kind.
-    fn publish(&mut self, parts: &[&Opened<'_>]) -> Result<Vec<usize>, Undecidable> {
+    fn publish(&mut self, parts: &[Judged<'_, '_>]) -> Result<Vec<usize>, Undecidable> {
         let mut sizes = Vec::new();
         let mut out = Vec::new();
         let mut place = self.end;
-        for opened in parts {
+        for (opened, chosen) in parts {
             let part = opened.part;
             if !part.last && self.unfinished.is_none() {
                 sizes.extend(self.push(std::mem::take(&mut out), place));
                 self.unfinished = Some((self.next(), self.last()));
             }
             let before = out.len();
-            self.encoder.encode(opened, &mut out)?;
+            self.encoder.write(opened, chosen, &mut out)?;
             if out.len() > before {
                 place = part.place();
             }
@@ -183,9 +210,9 @@ impl History {
             return None;
         }
         let bytes = Bytes::from(bytes.into_boxed_slice());
-        let size = bytes.len();
+        let size = bytes.len() + CHUNK_BYTES;
         let last = self.last();
-        self.chunks.push_back(Chunk { bytes, place, last });
+        self.chunks.push_back(Chunk { bytes, place, last, left_out: false });
         Some(size)
     }
 
@@ -209,9 +236,12 @@ impl History {
         let mut bytes = 0;
         let mut waiting = self.chunks.iter().skip((next - self.first) as usize).peekable();
         let Some(mut end) = waiting.peek().copied() else { return News::Nothing };
+        if end.left_out {
+            return News::Behind;
+        }
         let mut chunks = Vec::new();
         for chunk in waiting {
-            if !chunks.is_empty() && bytes + chunk.bytes.len() > WRITE_BYTES_MAX {
+            if chunk.left_out || (!chunks.is_empty() && bytes + chunk.bytes.len() > WRITE_BYTES_MAX) {
                 break;
             }
             bytes += chunk.bytes.len();

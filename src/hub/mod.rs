@@ -12,11 +12,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use tokio::sync::watch;
 
 use crate::change::{Cursor, Opened, Part, Position};
+use crate::config::{PUBLISH_STEPS_MAX, TOPIC_STEPS_MAX};
+use crate::filter::{Meter, Undecidable};
 use crate::protocol::{self, Form, Kind};
 use crate::table::Tables;
-use history::Told;
+use history::{Judged, Told};
 pub use history::{News, Topic};
-use routes::{Routes, TopicId};
+use routes::{Found, Routes, TopicId};
 
 /// Why subscriptions begin anew whose tables were altered.
 pub const SCHEMA: &str = "schema";
@@ -30,6 +32,40 @@ pub struct Hub {
     database_up: watch::Sender<bool>,
 }
 
+/// What the hub may take of memory and time.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// How many bytes of frames it keeps, with what surrounds them.
+    pub history_bytes_max: usize,
+    /// How many kinds there may be.
+    pub kinds_max: usize,
+    /// In how many steps the parts that are published together may be judged for one kind.
+    pub topic_steps_max: u64,
+    /// And for all kinds.
+    pub publish_steps_max: u64,
+}
+
+impl Bounds {
+    /// The usual ones for a history of so many bytes.
+    pub fn new(history_bytes_max: usize) -> Bounds {
+        Bounds {
+            history_bytes_max,
+            kinds_max: usize::MAX,
+            topic_steps_max: TOPIC_STEPS_MAX,
+            publish_steps_max: PUBLISH_STEPS_MAX,
+        }
+    }
+}
+
+/// Why there is no place in the hub.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NoPlace {
+    /// The feed does not know yet where the log ends.
+    TooEarly,
+    /// There are as many kinds as there may be.
+    Full,
+}
+
 /// How far whole commits were published, and since when that goes on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Head {
@@ -40,7 +76,7 @@ pub struct Head {
 }
 
 struct State {
-    topics: HashMap<TopicId, (Kind, Arc<Topic>)>,
+    topics: HashMap<TopicId, Arc<Topic>>,
     /// The topic of each kind.
     kinds: HashMap<Kind, TopicId>,
     routes: Routes,
@@ -50,7 +86,9 @@ struct State {
     /// Every chunk in every history, oldest first: what to forget next.
     chunks: VecDeque<(Weak<Topic>, usize)>,
     bytes: usize,
-    bytes_max: usize,
+    bounds: Bounds,
+    /// While parts are judged: the topics that came meanwhile.
+    came: Option<Vec<TopicId>>,
     /// Whether a commit is being published in parts.
     unfinished: bool,
     /// Why the positions did not go on when they last did not.
@@ -70,8 +108,13 @@ pub struct Joined {
 }
 
 impl Hub {
-    /// A hub that keeps `history_bytes_max` bytes of frames.
+    /// A hub with the usual bounds that keeps `history_bytes_max` bytes of frames.
     pub fn new(history_bytes_max: usize) -> Hub {
+        Hub::bounded(Bounds::new(history_bytes_max))
+    }
+
+    /// A hub with these bounds.
+    pub fn bounded(bounds: Bounds) -> Hub {
         let state = State {
             topics: HashMap::new(),
             kinds: HashMap::new(),
@@ -80,7 +123,8 @@ impl Hub {
             owed: HashSet::new(),
             chunks: VecDeque::new(),
             bytes: 0,
-            bytes_max: history_bytes_max,
+            bounds,
+            came: None,
             unfinished: false,
             reason: "new".into(),
         };
@@ -122,31 +166,54 @@ impl Hub {
             Form::SwitchStatus => true,
             Form::Feed => kind.selection.holds(tables),
         };
-        let altered = state.topics.iter().filter(|(_, (kind, _))| !holds(kind));
+        let altered = state.topics.iter().filter(|(_, topic)| !holds(&topic.kind));
         for topic in altered.map(|(topic, _)| *topic).collect::<Vec<_>>() {
             state.reset(topic, &SCHEMA.into());
         }
     }
 
-    /// Brings parts of commits, which follow what was brought before, to every kind that wants them.
+    /// Brings parts of commits, which follow what was brought before, to every kind that wants them. For the feed alone.
+    ///
+    /// Judging takes no lock, and a bounded number of steps: first for those whose filters weigh least for each of their followers. Writing takes a bounded number of
+    /// bytes. Kinds beyond these bounds are left out: who follows them reads these parts in the log, each in its own time.
     pub fn publish(&self, parts: &[Part]) {
         let opened: Vec<Opened<'_>> = parts.iter().map(Part::open).collect();
+        let (bounds, found, topics) = self.lock().sort(&opened);
+        let judgements = judge(&bounds, &found, &topics);
         let mut state = self.lock();
-        for (id, wanted) in state.sort(&opened) {
-            let Some((_, topic)) = state.topics.get(&id) else { continue };
-            let topic = topic.clone();
-            match topic.publish(&wanted) {
-                Ok(sizes) => sizes.into_iter().for_each(|size| state.keep(&topic, size)),
+        let whole = parts.iter().rev().find(|part| part.last).map(|part| part.cursor);
+        let Some(head) = whole.or(self.head().map(|head| head.cursor)) else { return };
+        state.unfinished = parts.last().map_or(state.unfinished, |part| !part.last);
+        let mut written = 0;
+        for ((id, topic), judged) in topics.iter().zip(judgements) {
+            let full = written > bounds.history_bytes_max / 2;
+            let published = match judged {
+                Ok(parts) if full && parts.iter().any(|(_, chosen)| !chosen.is_empty()) => Err(Undecidable::TooHeavy),
+                Ok(parts) => topic.publish(&parts),
+                Err(undecidable) => Err(undecidable),
+            };
+            match published {
+                Ok(sizes) => {
+                    written += sizes.iter().sum::<usize>();
+                    sizes.into_iter().for_each(|size| state.keep(topic, size));
+                    // What those before it got may be forgotten already: else all of them together would be beyond the bound.
+                    state.forget();
+                }
+                Err(Undecidable::TooHeavy) => state.leave_out(*id, topic, head),
                 Err(undecidable) => {
                     tracing::debug!("subscriptions begin anew: {undecidable}");
-                    state.reset(id, &SCHEMA.into());
+                    state.reset(*id, &SCHEMA.into());
                 }
             }
         }
-        state.forget();
-        state.unfinished = parts.last().map_or(state.unfinished, |part| !part.last);
-        if let Some(whole) = parts.iter().rev().find(|part| part.last) {
-            self.head.send_modify(|head| *head = head.map(|head| Head { cursor: whole.cursor, ..head }));
+        for id in state.came.take().unwrap_or_default() {
+            // It may want some of these parts, and nobody looked.
+            if let Some(topic) = state.topics.get(&id).cloned() {
+                state.leave_out(id, &topic, head);
+            }
+        }
+        if let Some(cursor) = whole {
+            self.head.send_modify(|head| *head = head.map(|head| Head { cursor, ..head }));
         }
     }
 
@@ -155,10 +222,7 @@ impl Hub {
     pub fn beat(&self) {
         let mut state = self.lock();
         let Some(head) = self.head() else { return };
-        let left = state.topics.iter().filter(|(_, (_, topic))| Arc::strong_count(topic) == 1);
-        for topic in left.map(|(id, _)| *id).collect::<Vec<_>>() {
-            state.remove(topic);
-        }
+        state.sweep();
         state.tell_all(Some(head.cursor.position), |told, out| {
             // Between the parts of a commit the chain is inside it; those frames show life themselves.
             if told.between_commits {
@@ -182,13 +246,13 @@ impl Hub {
         });
     }
 
-    /// A place at the end of a kind's history, between two commits. `None` before the feed knows where the log ends.
-    pub fn join(&self, kind: &Kind) -> Option<Joined> {
+    /// A place at the end of a kind's history, between two commits.
+    pub fn join(&self, kind: &Kind) -> Result<Joined, NoPlace> {
         let mut state = self.lock();
-        let head = self.head()?;
-        let topic = state.topic(kind, head.cursor);
+        let head = self.head().ok_or(NoPlace::TooEarly)?;
+        let topic = state.topic(kind, head.cursor).ok_or(NoPlace::Full)?;
         let (next, last) = topic.join();
-        Some(Joined { topic, next, head, last })
+        Ok(Joined { topic, next, head, last })
     }
 
     /// Why the last life of the positions ended: for those who followed it, and find themselves in the next.
@@ -208,10 +272,16 @@ impl Hub {
 }
 
 impl State {
-    /// The topic of this kind, a new one where nobody followed it.
-    fn topic(&mut self, kind: &Kind, head: Cursor) -> Arc<Topic> {
-        if let Some((_, topic)) = self.kinds.get(kind).and_then(|id| self.topics.get(id)) {
-            return topic.clone();
+    /// The topic of this kind, a new one where nobody followed it and there is room.
+    fn topic(&mut self, kind: &Kind, head: Cursor) -> Option<Arc<Topic>> {
+        if let Some(topic) = self.kinds.get(kind).and_then(|id| self.topics.get(id)) {
+            return Some(topic.clone());
+        }
+        if self.topics.len() >= self.bounds.kinds_max {
+            self.sweep();
+        }
+        if self.topics.len() >= self.bounds.kinds_max {
+            return None;
         }
         let topic = Arc::new(Topic::new(kind, head, self.unfinished));
         let id = self.next_topic;
@@ -221,14 +291,25 @@ impl State {
             self.owed.insert(id);
         }
         self.kinds.insert(kind.clone(), id);
-        self.topics.insert(id, (kind.clone(), topic.clone()));
-        topic
+        self.topics.insert(id, topic.clone());
+        if let Some(came) = &mut self.came {
+            came.push(id);
+        }
+        Some(topic)
+    }
+
+    /// Forgets kinds that nobody follows.
+    fn sweep(&mut self) {
+        let left = self.topics.iter().filter(|(_, topic)| Arc::strong_count(topic) == 1);
+        for topic in left.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.remove(topic);
+        }
     }
 
     fn remove(&mut self, id: TopicId) -> Option<Arc<Topic>> {
-        let (kind, topic) = self.topics.remove(&id)?;
-        self.kinds.remove(&kind);
-        self.routes.remove(&kind, id);
+        let topic = self.topics.remove(&id)?;
+        self.kinds.remove(&topic.kind);
+        self.routes.remove(&topic.kind, id);
         self.owed.remove(&id);
         Some(topic)
     }
@@ -240,31 +321,40 @@ impl State {
         }
     }
 
-    /// Which topics may want which parts.
-    fn sort<'a>(&mut self, parts: &'a [Opened<'a>]) -> HashMap<TopicId, Vec<&'a Opened<'a>>> {
-        let mut wanted: HashMap<TopicId, Vec<&Opened<'_>>> = HashMap::new();
-        let mut found = Vec::new();
-        for part in parts {
-            found.clear();
-            self.routes.find(part, &mut found);
-            found.extend(&self.owed);
-            match part.part.last {
-                true => self.owed.clear(),
-                false => self.owed.extend(&found),
-            }
-            for topic in &found {
-                let parts = wanted.entry(*topic).or_default();
-                if parts.last().is_none_or(|last| !std::ptr::eq(*last, part)) {
-                    parts.push(part);
-                }
-            }
+    /// Which topics may want which parts, those first that weigh least for each of their followers. From here on those that come are noted, until the parts are written.
+    fn sort<'p>(&mut self, parts: &'p [Opened<'p>]) -> (Bounds, Found<'p>, Vec<(TopicId, Arc<Topic>)>) {
+        let mut found = self.routes.find(parts);
+        // Those that got a part of the commit before get its others.
+        let ends = parts.iter().position(|part| part.part.last).unwrap_or(parts.len().saturating_sub(1));
+        for topic in self.owed.drain() {
+            (0..=ends).filter(|part| *part < parts.len()).for_each(|part| found.owe(topic, part));
         }
-        wanted
+        if let Some(last) = parts.len().checked_sub(1).filter(|last| !parts[*last].part.last) {
+            let begins = parts.iter().rposition(|part| part.part.last).map_or(0, |whole| whole + 1);
+            let wanting = found.topics.iter().filter(|(_, wish)| found.wants_any(wish, begins..=last));
+            self.owed = wanting.map(|(topic, _)| *topic).collect();
+        }
+        let topics = found.topics.keys().filter_map(|id| self.topics.get(id).map(|topic| (*id, topic.clone())));
+        let mut topics: Vec<_> = topics.collect();
+        // One that many share is worth more of the time.
+        topics.sort_by_cached_key(|(_, topic)| topic.weight * 1024 / Arc::strong_count(topic) as u64);
+        self.came = Some(Vec::new());
+        (self.bounds, found, topics)
+    }
+
+    /// Leaves the parts out that were published last, up to `head`.
+    fn leave_out(&mut self, id: TopicId, topic: &Arc<Topic>, head: Cursor) {
+        if self.unfinished {
+            self.owed.insert(id);
+        }
+        let size = topic.leave_out(head, self.unfinished);
+        self.keep(topic, size);
+        self.forget();
     }
 
     /// Appends what `tell` writes to every history.
     fn tell_all(&mut self, head: Option<Position>, mut tell: impl FnMut(&mut Told<'_>, &mut Vec<u8>)) {
-        for (_, topic) in self.topics.values() {
+        for topic in self.topics.values() {
             if let Some(size) = topic.tell(head, &mut tell) {
                 self.chunks.push_back((Arc::downgrade(topic), size));
                 self.bytes += size;
@@ -280,7 +370,7 @@ impl State {
 
     /// Keeps the bound. The newest chunk stays, however large: those who are up to date are to get it.
     fn forget(&mut self) {
-        while self.bytes > self.bytes_max && self.chunks.len() > 1 {
+        while self.bytes > self.bounds.history_bytes_max && self.chunks.len() > 1 {
             let Some((topic, size)) = self.chunks.pop_front() else { break };
             self.bytes -= size;
             if let Some(topic) = topic.upgrade() {
@@ -288,6 +378,32 @@ impl State {
             }
         }
     }
+}
+
+/// What each topic wants of the parts, as far as that can be said within the bounds.
+fn judge<'p, 't>(
+    bounds: &Bounds,
+    found: &Found<'p>,
+    topics: &'t [(TopicId, Arc<Topic>)],
+) -> Vec<Result<Vec<Judged<'p, 't>>, Undecidable>> {
+    let mut left = bounds.publish_steps_max;
+    let mut judge = |(id, topic): &'t (TopicId, Arc<Topic>)| {
+        if left == 0 {
+            return Err(Undecidable::TooHeavy);
+        }
+        let steps_max = left.min(bounds.topic_steps_max);
+        let mut meter = Meter::new(steps_max);
+        let parts = found.topics.get(id).map(|wish| found.parts(wish)).unwrap_or_default();
+        let judged: Result<Vec<Judged<'p, 't>>, _> =
+            parts.into_iter().map(|part| Ok((part, topic.kind.choose(part, &mut meter)?))).collect();
+        left -= steps_max - meter.left();
+        if matches!(judged, Err(Undecidable::TooHeavy)) && steps_max < bounds.topic_steps_max {
+            // Those behind it are no lighter.
+            left = 0;
+        }
+        judged
+    };
+    topics.iter().map(&mut judge).collect()
 }
 
 #[cfg(test)]

@@ -77,19 +77,99 @@ impl Routes {
         self.everything.is_empty() && self.tables.is_empty()
     }
 
-    /// Appends the topics that may want some of the part's changes; those that want certain values, once for each.
-    pub fn find(&self, part: &Opened<'_>, found: &mut Vec<TopicId>) {
-        found.extend(&self.everything);
-        let mut tables: Vec<i32> = Vec::new();
-        for change in &part.changes {
-            let watch = change.change.table.watch;
-            let Some(table) = self.tables.get(&watch) else { continue };
-            if !tables.contains(&watch) {
-                tables.push(watch);
-                found.extend(&table.always);
-            }
-            table.find_keyed(change, found);
+    /// Which topics may want which of the parts.
+    pub fn find<'p>(&self, parts: &'p [Opened<'p>]) -> Found<'p> {
+        let mut found = Found { parts, of_tables: HashMap::new(), topics: HashMap::new() };
+        for topic in &self.everything {
+            found.topics.entry(*topic).or_default().everything = true;
         }
+        let mut keyed = Vec::new();
+        for (index, part) in parts.iter().enumerate() {
+            for change in &part.changes {
+                let watch = change.change.table.watch;
+                let Some(table) = self.tables.get(&watch) else { continue };
+                let of_table = found.of_tables.entry(watch).or_insert_with(|| {
+                    for topic in &table.always {
+                        found.topics.entry(*topic).or_default().tables.push(watch);
+                    }
+                    Vec::new()
+                });
+                if of_table.last() != Some(&index) {
+                    of_table.push(index);
+                }
+                table.find_keyed(change, &mut keyed);
+                for topic in keyed.drain(..) {
+                    found.add(topic, index);
+                }
+            }
+        }
+        found
+    }
+}
+
+/// Which topics may want which parts of those that are published together.
+pub(super) struct Found<'p> {
+    parts: &'p [Opened<'p>],
+    /// By the number of a table, the parts with changes of it.
+    of_tables: HashMap<i32, Vec<usize>>,
+    pub topics: HashMap<TopicId, Wish>,
+}
+
+/// What a topic may want of them.
+#[derive(Default)]
+pub(super) struct Wish {
+    everything: bool,
+    /// The parts with changes of these.
+    tables: Vec<i32>,
+    /// These, by their places.
+    parts: Vec<usize>,
+}
+
+impl<'p> Found<'p> {
+    /// Adds a part for a topic.
+    pub fn add(&mut self, topic: TopicId, part: usize) {
+        let parts = &mut self.topics.entry(topic).or_default().parts;
+        if parts.last() != Some(&part) {
+            parts.push(part);
+        }
+    }
+
+    /// Adds a part for a topic, in front of what was found for it.
+    pub fn owe(&mut self, topic: TopicId, part: usize) {
+        // They are sorted before they are used.
+        self.topics.entry(topic).or_default().parts.push(part);
+    }
+
+    /// Whether any of these parts is wished for.
+    pub fn wants_any(&self, wish: &Wish, parts: std::ops::RangeInclusive<usize>) -> bool {
+        let mut of_tables = wish.tables.iter().filter_map(|table| self.of_tables.get(table));
+        wish.everything
+            || wish.parts.iter().any(|part| parts.contains(part))
+            || of_tables.any(|of_table| of_table.iter().any(|part| parts.contains(part)))
+    }
+
+    /// The parts that are wished for, and behind each part of a commit its others: who gets one is owed the last.
+    pub fn parts(&self, wish: &Wish) -> Vec<&'p Opened<'p>> {
+        if wish.everything {
+            return self.parts.iter().collect();
+        }
+        let mut wished = wish.parts.clone();
+        for table in &wish.tables {
+            wished.extend(self.of_tables.get(table).into_iter().flatten());
+        }
+        wished.sort_unstable();
+        wished.dedup();
+        let mut parts = Vec::with_capacity(wished.len());
+        // The next that is not there yet.
+        let mut next = 0;
+        for index in wished {
+            next = next.max(index);
+            while next <= index || (next > 0 && next < self.parts.len() && !self.parts[next - 1].part.last) {
+                parts.push(&self.parts[next]);
+                next += 1;
+            }
+        }
+        parts
     }
 }
 

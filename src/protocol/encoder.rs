@@ -5,11 +5,28 @@ use std::borrow::Cow;
 use super::frame::{Opcode, frame};
 use super::{Form, Kind, position, write_prev};
 use crate::change::{Cursor, Op, Opened, View, write_json};
-use crate::filter::Undecidable;
+use crate::filter::{Meter, Undecidable};
 use crate::selection::Wanted;
 
 /// The table of `/switch/status`.
 const SWITCH: (&str, &str) = ("public", "switch");
+
+/// What is wanted of a part: some of its changes, by their places in it, in their order.
+pub type Chosen<'a> = Vec<(usize, Wanted<'a>)>;
+
+impl Kind {
+    /// What this kind of subscription wants of a part. Fails as [`crate::selection::Selection::wants`] does.
+    pub fn choose(&self, part: &Opened<'_>, meter: &mut Meter<'_>) -> Result<Chosen<'_>, Undecidable> {
+        let mut chosen = Vec::new();
+        if self.form == Form::SwitchStatus {
+            return Ok(chosen);
+        }
+        for (index, change) in part.changes.iter().enumerate() {
+            chosen.extend(self.selection.wants(change, meter)?.map(|wanted| (index, wanted)));
+        }
+        Ok(chosen)
+    }
+}
 
 /// Writes the commits of one kind of subscription, and keeps their chain.
 #[derive(Clone)]
@@ -41,9 +58,15 @@ impl Encoder {
     ///
     /// Fails where a row has not the columns that were selected: the table is not any more, or was not yet, what it was when it was
     /// selected. What was appended counts for nothing then, and nothing can follow.
-    pub fn encode(&mut self, part: &Opened<'_>, out: &mut Vec<u8>) -> Result<(), Undecidable> {
+    pub fn encode(&mut self, part: &Opened<'_>, meter: &mut Meter<'_>, out: &mut Vec<u8>) -> Result<(), Undecidable> {
+        let kind = self.kind.clone();
+        self.write(part, &kind.choose(part, meter)?, out)
+    }
+
+    /// The same, where it was found out before what is wanted of the part.
+    pub fn write(&mut self, part: &Opened<'_>, chosen: &Chosen<'_>, out: &mut Vec<u8>) -> Result<(), Undecidable> {
         match self.kind.form {
-            Form::Feed => self.encode_commit(part, out),
+            Form::Feed => self.write_commit(part, chosen, out),
             Form::SwitchStatus => {
                 encode_switch_status(part, out);
                 Ok(())
@@ -51,15 +74,11 @@ impl Encoder {
         }
     }
 
-    fn encode_commit(&mut self, opened: &Opened<'_>, out: &mut Vec<u8>) -> Result<(), Undecidable> {
+    fn write_commit(&mut self, opened: &Opened<'_>, chosen: &Chosen<'_>, out: &mut Vec<u8>) -> Result<(), Undecidable> {
         let part = opened.part;
-        let mut wanted = Vec::new();
-        for change in &opened.changes {
-            wanted.extend(self.kind.selection.wants(change)?.map(|wanted| (change, wanted)));
-        }
         // The last part is owed where others were sent, even if it holds nothing that was selected.
         let owed = part.last && self.continues;
-        if wanted.is_empty() && !owed {
+        if chosen.is_empty() && !owed {
             return Ok(());
         }
         let mut written = Ok(());
@@ -71,11 +90,11 @@ impl Encoder {
                 out.extend_from_slice(br#""more":true,"#);
             }
             out.extend_from_slice(format!(r#""tx":"{}","at":"{}","changes":["#, part.tx, part.at).as_bytes());
-            for (index, (change, wanted)) in wanted.into_iter().enumerate() {
-                if index > 0 {
+            for (count, (index, wanted)) in chosen.iter().enumerate() {
+                if count > 0 {
                     out.push(b',');
                 }
-                if let Err(missing) = write_change(change, wanted, out) {
+                if let Err(missing) = write_change(&opened.changes[*index], *wanted, out) {
                     written = Err(missing);
                 }
             }

@@ -12,11 +12,17 @@ pub(super) enum Opcode {
 
 /// Appends one unmasked, unfragmented WebSocket frame (RFC 6455, 5.2) whose payload `write` appends.
 pub(super) fn frame(out: &mut Vec<u8>, opcode: Opcode, write: impl FnOnce(&mut Vec<u8>)) {
+    frame_before(out, opcode, 0, write);
+}
+
+/// The same, of a payload that goes on elsewhere with so many bytes.
+fn frame_before(out: &mut Vec<u8>, opcode: Opcode, elsewhere: usize, write: impl FnOnce(&mut Vec<u8>)) {
     const LONGEST_HEADER: usize = 10;
     let start = out.len();
     out.extend_from_slice(&[0; LONGEST_HEADER]);
     write(out);
-    let length = out.len() - start - LONGEST_HEADER;
+    let written = out.len() - start - LONGEST_HEADER;
+    let length = written + elsewhere;
     let mut header = [0; LONGEST_HEADER];
     header[0] = 0x80 | opcode as u8;
     let header_length = match length {
@@ -37,7 +43,7 @@ pub(super) fn frame(out: &mut Vec<u8>, opcode: Opcode, write: impl FnOnce(&mut V
     };
     // The length is known only now; the payload moves up to the header that it needs.
     out.copy_within(start + LONGEST_HEADER.., start + header_length);
-    out.truncate(start + header_length + length);
+    out.truncate(start + header_length + written);
     out[start..start + header_length].copy_from_slice(&header[..header_length]);
 }
 
@@ -55,19 +61,33 @@ pub fn payloads(mut frames: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// The same text frames, each of which says first whose it is: `sub` is the JSON text of what the client calls the subscription.
-pub fn tagged(frames: &[u8], sub: &str) -> Bytes {
-    let mut out = Vec::with_capacity(frames.len() + frames.len() / 8 + 64);
+/// From how many bytes on a payload is not copied to be tagged.
+const SHARED_BYTES_MIN: usize = 64 << 10;
+
+/// The same text frames, each of which says first whose it is: `sub` is the JSON text of what the client calls the subscription. In
+/// pieces that make whole frames together: what is large stays shared.
+pub fn tagged(frames: &Bytes, sub: &str) -> Vec<Bytes> {
+    let mut pieces = Vec::new();
+    let mut out = Vec::with_capacity(frames.len().min(SHARED_BYTES_MIN) * 9 / 8 + 64);
     for payload in payloads(frames) {
-        frame(&mut out, Opcode::Text, |out| {
+        // Every frame is an object with a type.
+        let rest = &payload[1..];
+        let shared = rest.len() >= SHARED_BYTES_MIN;
+        let behind = if shared { rest.len() } else { 0 };
+        frame_before(&mut out, Opcode::Text, behind, |out| {
             out.extend_from_slice(br#"{"sub":"#);
             out.extend_from_slice(sub.as_bytes());
             out.push(b',');
-            // Every frame is an object with a type.
-            out.extend_from_slice(&payload[1..]);
+            if !shared {
+                out.extend_from_slice(rest);
+            }
         });
+        if shared {
+            pieces.extend([std::mem::take(&mut out).into(), frames.slice_ref(rest)]);
+        }
     }
-    out.into()
+    pieces.push(out.into());
+    pieces
 }
 
 #[cfg(test)]
@@ -100,7 +120,7 @@ mod tests {
             frame(&mut frames, Opcode::Text, |out| out.extend_from_slice(payload.as_bytes()));
         }
 
-        let tagged = tagged(&frames, r#""a""#);
+        let tagged = tagged(&frames.into(), r#""a""#).concat();
 
         let payloads: Vec<&[u8]> = payloads(&tagged).collect();
         assert_eq!(payloads.len(), 5);

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde_json::Value;
 
-pub use encoder::Encoder;
+pub use encoder::{Chosen, Encoder};
 use frame::{Opcode, frame};
 pub use frame::{payloads, tagged};
 pub use request::{From, Message, OnReset, Request};
@@ -25,11 +25,12 @@ use crate::selection::Selection;
 pub const PROTOCOL: u32 = 1;
 
 /// The codes of `error` frames. What they mean stands in `docs/frames.schema.json`.
-pub const ERROR_CODES: [&str; 8] = [
+pub const ERROR_CODES: [&str; 9] = [
     "bad_message",
     "bad_request",
     "cursor_gone",
     "failed",
+    "too_heavy",
     "too_many",
     "unknown_subscription",
     "unknown_type",
@@ -37,7 +38,7 @@ pub const ERROR_CODES: [&str; 8] = [
 ];
 
 /// The codes of refused requests. What they mean stands there too.
-pub const REFUSAL_CODES: [&str; 17] = [
+pub const REFUSAL_CODES: [&str; 18] = [
     "bad_request",
     "channel",
     "failed",
@@ -51,6 +52,7 @@ pub const REFUSAL_CODES: [&str; 17] = [
     "not_ready",
     "origin",
     "stopping",
+    "too_heavy",
     "too_many",
     "unreadable",
     "websocket_only",

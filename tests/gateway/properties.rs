@@ -8,8 +8,8 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use switchboard::change::{Change, Cursor, Op, Part, Place, Position, Table, TableName};
 use switchboard::config::{Hosts, Origins};
-use switchboard::filter;
-use switchboard::hub::{Hub, Joined, News};
+use switchboard::filter::{self, Meter};
+use switchboard::hub::{Bounds, Hub, Joined, News};
 use switchboard::log::Visible;
 use switchboard::names::quoted;
 use switchboard::protocol::{Encoder, Form, Kind, Message, Request};
@@ -144,9 +144,13 @@ struct World {
 }
 
 impl World {
-    fn new(bytes_max: usize) -> World {
+    fn new(bytes_max: usize, steps_max: u64) -> World {
         let mut world = World {
-            hub: Hub::new(bytes_max),
+            hub: Hub::bounded(Bounds {
+                topic_steps_max: steps_max,
+                publish_steps_max: steps_max * 2,
+                ..Bounds::new(bytes_max)
+            }),
             bytes_max,
             largest: 0,
             log: Vec::new(),
@@ -228,9 +232,9 @@ impl World {
         self.hub.publish(parts);
         let mut frames = Vec::new();
         let mut encoder = Encoder::new(Kind { selection: Selection::default(), form: Form::Feed }, None);
-        parts.iter().for_each(|part| encoder.encode(&part.open(), &mut frames).unwrap());
-        // Room for the frame of a last part that is owed and for one of its kind that comes with the beat.
-        self.largest = self.largest.max(frames.len() + 200);
+        parts.iter().for_each(|part| encoder.encode(&part.open(), &mut unlimited(), &mut frames).unwrap());
+        // Room for the frame of a last part that is owed and for one of its kind that comes with the beat, and for what surrounds them.
+        self.largest = self.largest.max(frames.len() + 200 * (2 + parts.len()));
         assert!(self.hub.size().0 <= self.bytes_max.max(self.largest), "the bound is kept");
     }
 
@@ -241,6 +245,10 @@ impl World {
         subscriber.serve(self);
         self.subscribers.push(subscriber);
     }
+}
+
+fn unlimited() -> Meter<'static> {
+    Meter::new(u64::MAX)
 }
 
 fn cursor(position: Position, life: u32) -> Cursor {
@@ -340,7 +348,7 @@ impl Subscriber {
                 let to = (from + 2).min(commit.tables.len());
                 let part = commit.part(from, to);
                 self.place = part.place();
-                encoder.encode(&part.open(), &mut out).unwrap();
+                encoder.encode(&part.open(), &mut unlimited(), &mut out).unwrap();
             }
             self.hear(&out);
         }
@@ -385,9 +393,9 @@ proptest! {
 
     #[test]
     fn whoever_follows_the_hub_and_the_log_gets_every_selected_commit_once_whole_and_in_order(
-        events in events(), bytes_max in 1..4000_usize
+        events in events(), bytes_max in 1..12_000_usize, steps_max in 1..3000_u64
     ) {
-        let mut world = World::new(bytes_max);
+        let mut world = World::new(bytes_max, steps_max);
 
         for event in events {
             world.happen(event);
