@@ -3,7 +3,7 @@
 //! It reads in pages bounded in rows and bytes and checks that they join without a hole. Statements are unnamed, so that they also
 //! work through a pooler. When to number, and what to do with what was read, it leaves to others.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -11,15 +11,15 @@ use std::time::Instant;
 use anyhow::{Context, Result, anyhow, bail};
 use deadpool_postgres::{Object, Pool, PoolError};
 use serde_json::value::RawValue;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 
 use crate::change::{Change, Cursor, Epoch, Op, Part, Place, Position, Table, TableName, without};
 use crate::config::{
-    CATCH_UP_BYTES_MAX, CATCH_UP_CHANGES_MAX, FRAME_BYTES_MAX, Kept, LINK_PATIENCE, PAGE_BYTES_MAX, PAGE_CHANGES_MAX,
-    STATEMENT_PATIENCE, TRIM_BYTES_MAX, TRIM_CHANGES_MAX, TRIM_COMMITS_MAX,
+    ANSWERS_BYTES_MAX, CATCH_UP_BYTES_MAX, CATCH_UP_CHANGES_MAX, FRAME_BYTES_MAX, Kept, LINK_PATIENCE, PAGE_BYTES_MAX,
+    PAGE_CHANGES_MAX, QUESTIONS_AT_ONCE, STATEMENT_PATIENCE, TRIM_BYTES_MAX, TRIM_CHANGES_MAX, TRIM_COMMITS_MAX,
 };
 
 use crate::filter::{self, Column, Question};
@@ -38,6 +38,56 @@ pub struct Log {
     /// When the link to PostgreSQL was found dead last.
     hung_up: Arc<watch::Sender<Option<Instant>>>,
     complaints: Arc<Complaints>,
+    questions: Arc<Questions>,
+}
+
+/// What was asked about the literals of filters: many filters say the same.
+struct Questions {
+    answered: Mutex<Answered>,
+    /// Held while one is asked: they are to leave connections for others.
+    asking: Semaphore,
+}
+
+/// Answers that last, the oldest first to go.
+#[derive(Default)]
+struct Answered {
+    answers: HashMap<Arc<Asked>, Answer>,
+    order: VecDeque<(Arc<Asked>, usize)>,
+    bytes: usize,
+}
+
+/// The statement of a question and its parameters.
+type Asked = (String, Vec<String>);
+
+impl Questions {
+    fn known(&self, question: &Question) -> Option<Answer> {
+        if !question.lasting {
+            return None;
+        }
+        // A map of answers stays whole whatever panicked beside it.
+        let answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
+        answered.answers.get(&(question.sql.clone(), question.params.clone())).cloned()
+    }
+
+    fn remember(&self, question: &Question, answer: &Answer) {
+        let texts = question.params.iter().chain(answer.iter().flatten());
+        let bytes = question.sql.len() + texts.map(|text| text.len() + size_of::<String>()).sum::<usize>();
+        if !question.lasting || bytes > ANSWERS_BYTES_MAX {
+            return;
+        }
+        let asked = Arc::new((question.sql.clone(), question.params.clone()));
+        let mut answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
+        if answered.answers.insert(asked.clone(), answer.clone()).is_some() {
+            return;
+        }
+        answered.order.push_back((asked, bytes));
+        answered.bytes += bytes;
+        while answered.bytes > ANSWERS_BYTES_MAX {
+            let Some((oldest, bytes)) = answered.order.pop_front() else { break };
+            answered.answers.remove(&oldest);
+            answered.bytes -= bytes;
+        }
+    }
 }
 
 /// The tables of which it was said that a change of theirs cannot be read: once each is enough.
@@ -199,6 +249,7 @@ impl Log {
             oldest: Arc::default(),
             hung_up: Arc::default(),
             complaints: Arc::default(),
+            questions: Arc::new(Questions { answered: Mutex::default(), asking: Semaphore::new(QUESTIONS_AT_ONCE) }),
         }
     }
 
@@ -537,6 +588,21 @@ impl Log {
 
     /// How PostgreSQL reads the literals of a filter; or what it says against one of them.
     pub async fn answer(&self, question: &Question) -> Result<Answer, Refused> {
+        if let Some(answer) = self.questions.known(question) {
+            return Ok(answer);
+        }
+        // Nobody closes it.
+        let _turn = self.questions.asking.acquire().await;
+        // Somebody may have asked the same meanwhile.
+        if let Some(answer) = self.questions.known(question) {
+            return Ok(answer);
+        }
+        let answer = self.ask_literals(question).await?;
+        self.questions.remember(question, &answer);
+        Ok(answer)
+    }
+
+    async fn ask_literals(&self, question: &Question) -> Result<Answer, Refused> {
         let connection = self.connection().await.map_err(Refused::Failed)?;
         let params = question.params.iter().map(|text| (text as &(dyn ToSql + Sync), Type::TEXT)).collect::<Vec<_>>();
         let asking = async {

@@ -30,6 +30,8 @@ pub struct Question {
     pub sql: String,
     /// Its parameters.
     pub params: Vec<String>,
+    /// Whether the answer is the same whenever it is asked: "now" is a moment too.
+    pub lasting: bool,
     /// What each parameter is for.
     asked: Vec<Asked>,
     table: TableName,
@@ -43,13 +45,15 @@ struct Asked {
     /// The column of the answer.
     sql: String,
     pattern: bool,
+    lasting: bool,
 }
 
 impl Question {
     fn new(table: &TableName, asked: Vec<Asked>) -> Question {
         let columns: Vec<&str> = asked.iter().map(|asked| asked.sql.as_str()).collect();
         let params = asked.iter().map(|asked| asked.text.clone()).collect();
-        Question { sql: format!("select {}", columns.join(", ")), params, asked, table: table.clone() }
+        let lasting = asked.iter().all(|asked| asked.lasting);
+        Question { sql: format!("select {}", columns.join(", ")), params, lasting, asked, table: table.clone() }
     }
 
     /// What a client is told when PostgreSQL answers the question with this error.
@@ -380,6 +384,7 @@ impl<'a> Binder<'a> {
             text: text.to_owned(),
             sql: sql(self.asked.len() + 1),
             pattern,
+            lasting: !matches!(column.class, Class::Timestamp | Class::Timestamptz | Class::Date | Class::Time),
         });
         Ok(None)
     }
