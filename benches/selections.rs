@@ -13,7 +13,7 @@ mod harness;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Result, anyhow, ensure};
 use serde_json::json;
 use serde_json::value::RawValue;
 use switchboard::change::{Change, Cursor, Op, Part, Position, Table, TableName};

@@ -103,7 +103,7 @@ async fn the_filters_of_a_connection_and_of_a_gateway_weigh_no_more_than_they_ma
     .await;
     let mut client = gateway.subscribe("first=none").await;
     let heavy = |id: &str| {
-        let conditions = vec!["body.is.null"; 8].join(",");
+        let conditions = ["body.is.null"; 8].join(",");
         json!({"type": "subscribe", "id": id, "table": "heavy", "where": format!("or({conditions})"), "from": "now"})
     };
 
