@@ -1,7 +1,8 @@
 //! Pages of the log that were read a moment ago, shared by all who catch up near each other.
 //!
 //! When a gateway restarts, all its subscribers come back at once and need the same commits. Each page is read and decoded once for all
-//! of them, and each kind of subscription encodes it once. What is kept is bounded in bytes and in time; nobody depends on it.
+//! of them, and each kind of subscription encodes it once, unless it holds large rows. What is kept is bounded in bytes and in time;
+//! nobody depends on it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -18,7 +18,7 @@ use crate::protocol::{self, Form, Kind};
 use crate::table::Tables;
 use history::{Judged, Told};
 pub use history::{News, Topic};
-use routes::{Found, Routes, TopicId};
+use routes::{Asked, Found, Routes, TopicId, Wish};
 
 /// Why subscriptions begin anew whose tables were altered.
 pub const SCHEMA: &str = "schema";
@@ -174,18 +174,18 @@ impl Hub {
 
     /// Brings parts of commits, which follow what was brought before, to every kind that wants them. For the feed alone.
     ///
-    /// Judging takes no lock, and a bounded number of steps: first for those whose filters weigh least for each of their followers. Writing takes a bounded number of
-    /// bytes. Kinds beyond these bounds are left out: who follows them reads these parts in the log, each in its own time.
+    /// Judging takes no lock, and a bounded number of steps: first for those whose filters weigh least for each of their followers. Writing
+    /// takes a bounded number of bytes. Kinds beyond these bounds are left out: who follows them reads these parts in the log, each in its own time.
     pub fn publish(&self, parts: &[Part]) {
         let opened: Vec<Opened<'_>> = parts.iter().map(Part::open).collect();
-        let (bounds, found, topics) = self.lock().sort(&opened);
-        let judgements = judge(&bounds, &found, &topics);
+        let (bounds, found, asked) = self.lock().sort(&opened);
+        let judgements = judge(&bounds, &found, &asked);
         let mut state = self.lock();
         let whole = parts.iter().rev().find(|part| part.last).map(|part| part.cursor);
         let Some(head) = whole.or(self.head().map(|head| head.cursor)) else { return };
         state.unfinished = parts.last().map_or(state.unfinished, |part| !part.last);
         let mut written = 0;
-        for ((id, topic), judged) in topics.iter().zip(judgements) {
+        for (Asked { id, topic, .. }, judged) in judgements {
             let full = written > bounds.history_bytes_max / 2;
             let published = match judged {
                 Ok(parts) if full && parts.iter().any(|(_, chosen)| !chosen.is_empty()) => Err(Undecidable::TooHeavy),
@@ -286,7 +286,7 @@ impl State {
         let topic = Arc::new(Topic::new(kind, head, self.unfinished));
         let id = self.next_topic;
         self.next_topic += 1;
-        self.routes.add(kind, id);
+        self.routes.add(&topic, id);
         if self.unfinished {
             self.owed.insert(id);
         }
@@ -321,9 +321,11 @@ impl State {
         }
     }
 
-    /// Which topics may want which parts, those first that weigh least for each of their followers. From here on those that come are noted, until the parts are written.
-    fn sort<'p>(&mut self, parts: &'p [Opened<'p>]) -> (Bounds, Found<'p>, Vec<(TopicId, Arc<Topic>)>) {
-        let mut found = self.routes.find(parts);
+    /// Which topics may want which parts, those first that weigh least for each of their followers. From here on those that come are
+    /// noted, until the parts are written.
+    fn sort<'p>(&mut self, parts: &'p [Opened<'p>]) -> (Bounds, Found<'p>, Vec<Asked>) {
+        let are_whole = self.owed.is_empty() && parts.iter().all(|part| part.part.first && part.part.last);
+        let mut found = self.routes.find(parts, are_whole);
         // Those that got a part of the commit before get its others.
         let ends = parts.iter().position(|part| part.part.last).unwrap_or(parts.len().saturating_sub(1));
         for topic in self.owed.drain() {
@@ -331,15 +333,18 @@ impl State {
         }
         if let Some(last) = parts.len().checked_sub(1).filter(|last| !parts[*last].part.last) {
             let begins = parts.iter().rposition(|part| part.part.last).map_or(0, |whole| whole + 1);
-            let wanting = found.topics.iter().filter(|(_, wish)| found.wants_any(wish, begins..=last));
+            let wanting = found.several.iter().filter(|(_, several)| found.wants_any(several, begins..=last));
             self.owed = wanting.map(|(topic, _)| *topic).collect();
         }
-        let topics = found.topics.keys().filter_map(|id| self.topics.get(id).map(|topic| (*id, topic.clone())));
-        let mut topics: Vec<_> = topics.collect();
+        let mut asked = std::mem::take(&mut found.only);
+        for (id, several) in found.several.drain() {
+            let topic = self.topics.get(&id).cloned();
+            asked.extend(topic.map(|topic| Asked { id, topic, wish: Wish::Several(several) }));
+        }
         // One that many share is worth more of the time.
-        topics.sort_by_cached_key(|(_, topic)| topic.weight * 1024 / Arc::strong_count(topic) as u64);
+        asked.sort_by_cached_key(|Asked { topic, .. }| topic.weight * 1024 / Arc::strong_count(topic) as u64);
         self.came = Some(Vec::new());
-        (self.bounds, found, topics)
+        (self.bounds, found, asked)
     }
 
     /// Leaves the parts out that were published last, up to `head`.
@@ -380,30 +385,56 @@ impl State {
     }
 }
 
-/// What each topic wants of the parts, as far as that can be said within the bounds.
-fn judge<'p, 't>(
-    bounds: &Bounds,
-    found: &Found<'p>,
-    topics: &'t [(TopicId, Arc<Topic>)],
-) -> Vec<Result<Vec<Judged<'p, 't>>, Undecidable>> {
+/// What a topic wants of the parts, or why that cannot be said.
+type Judgement<'p, 't> = (&'t Asked, Result<Vec<Judged<'p, 't>>, Undecidable>);
+
+/// What the topics want of the parts, as far as that can be said within the bounds. Nothing of those that want nothing, which is most of
+/// them if there are many: they are not to cost an allocation each.
+fn judge<'p, 't>(bounds: &Bounds, found: &Found<'p>, asked: &'t [Asked]) -> Vec<Judgement<'p, 't>> {
     let mut left = bounds.publish_steps_max;
-    let mut judge = |(id, topic): &'t (TopicId, Arc<Topic>)| {
+    let of_tables = found.of_tables();
+    let mut judgements = Vec::new();
+    for asked in asked {
         if left == 0 {
-            return Err(Undecidable::TooHeavy);
+            judgements.push((asked, Err(Undecidable::TooHeavy)));
+            continue;
         }
         let steps_max = left.min(bounds.topic_steps_max);
         let mut meter = Meter::new(steps_max);
-        let parts = found.topics.get(id).map(|wish| found.parts(wish)).unwrap_or_default();
-        let judged: Result<Vec<Judged<'p, 't>>, _> =
-            parts.into_iter().map(|part| Ok((part, topic.kind.choose(part, &mut meter)?))).collect();
+        let kind = &asked.topic.kind;
+        // Only the feed knows before it writes whether there is anything.
+        let is_owed = !found.are_whole || kind.form != Form::Feed;
+        let judged = match &asked.wish {
+            Wish::Only(number) => choose(kind, &of_tables[*number], is_owed, &mut meter),
+            Wish::Several(several) => choose(kind, &found.parts(several), is_owed, &mut meter),
+        };
         left -= steps_max - meter.left();
         if matches!(judged, Err(Undecidable::TooHeavy)) && steps_max < bounds.topic_steps_max {
             // Those behind it are no lighter.
             left = 0;
         }
-        judged
-    };
-    topics.iter().map(&mut judge).collect()
+        if !judged.as_ref().is_ok_and(Vec::is_empty) {
+            judgements.push((asked, judged));
+        }
+    }
+    judgements
+}
+
+/// What a kind wants of these parts, without those of which it wants nothing unless they are owed.
+fn choose<'p, 't>(
+    kind: &'t Kind,
+    parts: &[&'p Opened<'p>],
+    is_owed: bool,
+    meter: &mut Meter<'_>,
+) -> Result<Vec<Judged<'p, 't>>, Undecidable> {
+    let mut judged = Vec::new();
+    for part in parts {
+        let chosen = kind.choose(part, meter)?;
+        if is_owed || !chosen.is_empty() {
+            judged.push((*part, chosen));
+        }
+    }
+    Ok(judged)
 }
 
 #[cfg(test)]

@@ -2,7 +2,9 @@
 //! many subscriptions there are.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Weak};
 
+use super::history::Topic;
 use crate::change::{Op, Opened, View};
 use crate::filter::{Column, IndexKey};
 use crate::protocol::Kind;
@@ -21,7 +23,9 @@ pub(super) struct Routes {
 
 #[derive(Default)]
 struct OfTable {
-    /// Those that have to look at each row.
+    /// Those that have to look at each row, and want nothing of other tables. There may be very many, so that they are found with their ids.
+    only: HashMap<TopicId, Weak<Topic>>,
+    /// Those that have to look at each row, here and elsewhere.
     always: HashSet<TopicId>,
     /// Those that want certain values of a column.
     keyed: HashMap<Column, HashMap<IndexKey, HashSet<TopicId>>>,
@@ -29,19 +33,28 @@ struct OfTable {
 
 impl Routes {
     /// Sends the topic what its kind may want.
-    pub fn add(&mut self, kind: &Kind, topic: TopicId) {
-        if kind.selection.is_everything() {
-            self.everything.insert(topic);
+    pub fn add(&mut self, topic: &Arc<Topic>, id: TopicId) {
+        let selection = &topic.kind.selection;
+        if selection.is_everything() {
+            self.everything.insert(id);
         }
-        for (watch, route) in kind.selection.routes() {
+        let routes = selection.routes();
+        let is_only = routes.len() == 1;
+        for (watch, route) in routes {
             let table = self.tables.entry(watch).or_default();
-            let Some((column, route)) = route else {
-                table.always.insert(topic);
-                continue;
-            };
-            let keyed = table.keyed.entry(column.clone()).or_default();
-            for key in route.keys {
-                keyed.entry(key).or_default().insert(topic);
+            match route {
+                None if is_only => {
+                    table.only.insert(id, Arc::downgrade(topic));
+                }
+                None => {
+                    table.always.insert(id);
+                }
+                Some((column, route)) => {
+                    let keyed = table.keyed.entry(column.clone()).or_default();
+                    for key in route.keys {
+                        keyed.entry(key).or_default().insert(id);
+                    }
+                }
             }
         }
     }
@@ -51,6 +64,7 @@ impl Routes {
         self.everything.remove(&topic);
         for (watch, route) in kind.selection.routes() {
             let Some(table) = self.tables.get_mut(&watch) else { continue };
+            table.only.remove(&topic);
             table.always.remove(&topic);
             if let Some((column, route)) = route
                 && let Some(keyed) = table.keyed.get_mut(column)
@@ -65,7 +79,7 @@ impl Routes {
                     table.keyed.remove(column);
                 }
             }
-            if table.always.is_empty() && table.keyed.is_empty() {
+            if table.only.is_empty() && table.always.is_empty() && table.keyed.is_empty() {
                 self.tables.remove(&watch);
             }
         }
@@ -77,23 +91,29 @@ impl Routes {
         self.everything.is_empty() && self.tables.is_empty()
     }
 
-    /// Which topics may want which of the parts.
-    pub fn find<'p>(&self, parts: &'p [Opened<'p>]) -> Found<'p> {
-        let mut found = Found { parts, of_tables: HashMap::new(), topics: HashMap::new() };
+    /// Which topics may want which of the parts. If these `are_whole` commits, nobody is owed a part in which there is nothing to want.
+    pub fn find<'p>(&self, parts: &'p [Opened<'p>], are_whole: bool) -> Found<'p> {
+        let mut found = Found {
+            parts,
+            are_whole,
+            numbers: HashMap::new(),
+            of_tables: Vec::new(),
+            only: Vec::new(),
+            several: HashMap::new(),
+        };
         for topic in &self.everything {
-            found.topics.entry(*topic).or_default().everything = true;
+            found.several.entry(*topic).or_default().everything = true;
         }
         let mut keyed = Vec::new();
         for (index, part) in parts.iter().enumerate() {
             for change in &part.changes {
                 let watch = change.change.table.watch;
                 let Some(table) = self.tables.get(&watch) else { continue };
-                let of_table = found.of_tables.entry(watch).or_insert_with(|| {
-                    for topic in &table.always {
-                        found.topics.entry(*topic).or_default().tables.push(watch);
-                    }
-                    Vec::new()
-                });
+                let number = match found.numbers.get(&watch) {
+                    Some(number) => *number,
+                    None => found.add_table(watch, table),
+                };
+                let of_table = &mut found.of_tables[number];
                 if of_table.last() != Some(&index) {
                     of_table.push(index);
                 }
@@ -110,25 +130,67 @@ impl Routes {
 /// Which topics may want which parts of those that are published together.
 pub(super) struct Found<'p> {
     parts: &'p [Opened<'p>],
-    /// By the number of a table, the parts with changes of it.
-    of_tables: HashMap<i32, Vec<usize>>,
-    pub topics: HashMap<TopicId, Wish>,
+    pub are_whole: bool,
+    /// By what log rows call the table, its number here.
+    numbers: HashMap<i32, usize>,
+    /// By that number, the parts with changes of the table.
+    of_tables: Vec<Vec<usize>>,
+    /// Those that may want all changes of one table.
+    pub only: Vec<Asked>,
+    /// What the others may want.
+    pub several: HashMap<TopicId, Several>,
 }
 
-/// What a topic may want of them.
+/// A topic that has to be asked what it wants.
+pub(super) struct Asked {
+    pub id: TopicId,
+    pub topic: Arc<Topic>,
+    pub wish: Wish,
+}
+
+/// What a topic may want of the parts.
+pub(super) enum Wish {
+    /// Those with changes of the table that has this number.
+    Only(usize),
+    Several(Several),
+}
+
+/// What a topic may want of them that has to be put together.
 #[derive(Default)]
-pub(super) struct Wish {
+pub(super) struct Several {
     everything: bool,
-    /// The parts with changes of these.
-    tables: Vec<i32>,
+    /// The parts with changes of the tables that have these numbers.
+    tables: Vec<usize>,
     /// These, by their places.
     parts: Vec<usize>,
 }
 
 impl<'p> Found<'p> {
+    /// Gives the table a number, and finds those who look at each of its rows.
+    fn add_table(&mut self, watch: i32, table: &OfTable) -> usize {
+        let number = self.of_tables.len();
+        self.numbers.insert(watch, number);
+        self.of_tables.push(Vec::new());
+        for topic in &table.always {
+            self.several.entry(*topic).or_default().tables.push(number);
+        }
+        if self.are_whole {
+            let asked = |(id, topic): (&TopicId, &Weak<Topic>)| {
+                Some(Asked { id: *id, topic: topic.upgrade()?, wish: Wish::Only(number) })
+            };
+            self.only.extend(table.only.iter().filter_map(asked));
+        } else {
+            // They may be owed other parts too.
+            for topic in table.only.keys() {
+                self.several.entry(*topic).or_default().tables.push(number);
+            }
+        }
+        number
+    }
+
     /// Adds a part for a topic.
-    pub fn add(&mut self, topic: TopicId, part: usize) {
-        let parts = &mut self.topics.entry(topic).or_default().parts;
+    fn add(&mut self, topic: TopicId, part: usize) {
+        let parts = &mut self.several.entry(topic).or_default().parts;
         if parts.last() != Some(&part) {
             parts.push(part);
         }
@@ -137,25 +199,31 @@ impl<'p> Found<'p> {
     /// Adds a part for a topic, in front of what was found for it.
     pub fn owe(&mut self, topic: TopicId, part: usize) {
         // They are sorted before they are used.
-        self.topics.entry(topic).or_default().parts.push(part);
+        self.several.entry(topic).or_default().parts.push(part);
     }
 
     /// Whether any of these parts is wished for.
-    pub fn wants_any(&self, wish: &Wish, parts: std::ops::RangeInclusive<usize>) -> bool {
-        let mut of_tables = wish.tables.iter().filter_map(|table| self.of_tables.get(table));
-        wish.everything
-            || wish.parts.iter().any(|part| parts.contains(part))
+    pub fn wants_any(&self, several: &Several, parts: std::ops::RangeInclusive<usize>) -> bool {
+        let mut of_tables = several.tables.iter().map(|number| &self.of_tables[*number]);
+        several.everything
+            || several.parts.iter().any(|part| parts.contains(part))
             || of_tables.any(|of_table| of_table.iter().any(|part| parts.contains(part)))
     }
 
+    /// By its number, the parts with changes of each table.
+    pub fn of_tables(&self) -> Vec<Vec<&'p Opened<'p>>> {
+        let opened = |parts: &Vec<usize>| parts.iter().map(|part| &self.parts[*part]).collect();
+        self.of_tables.iter().map(opened).collect()
+    }
+
     /// The parts that are wished for, and behind each part of a commit its others: who gets one is owed the last.
-    pub fn parts(&self, wish: &Wish) -> Vec<&'p Opened<'p>> {
-        if wish.everything {
+    pub fn parts(&self, several: &Several) -> Vec<&'p Opened<'p>> {
+        if several.everything {
             return self.parts.iter().collect();
         }
-        let mut wished = wish.parts.clone();
-        for table in &wish.tables {
-            wished.extend(self.of_tables.get(table).into_iter().flatten());
+        let mut wished = several.parts.clone();
+        for number in &several.tables {
+            wished.extend(&self.of_tables[*number]);
         }
         wished.sort_unstable();
         wished.dedup();
