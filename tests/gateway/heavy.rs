@@ -66,13 +66,16 @@ async fn three_tables() -> Database {
 
 /// The next frame of this type for this subscription of a socket; others may come before it.
 async fn of_sub(client: &mut Client, sub: Value, kind: &str) -> Value {
-    loop {
-        let text = client.text().await.unwrap_or_else(|code| panic!("closed with {code}, and {kind} was due"));
-        let frame: Value = serde_json::from_str(&text).unwrap();
-        if frame["sub"] == sub && frame["type"] == kind {
-            return frame;
+    let coming = async {
+        loop {
+            let text = client.text().await.unwrap_or_else(|code| panic!("closed with {code}, and {kind} was due"));
+            let frame: Value = serde_json::from_str(&text).unwrap();
+            if frame["sub"] == sub && frame["type"] == kind {
+                return frame;
+            }
         }
-    }
+    };
+    soon(&format!("{kind} of {sub}"), coming).await
 }
 
 #[tokio::test]
