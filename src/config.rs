@@ -204,7 +204,7 @@ pub struct GatewayArgs {
     /// How many bytes all snapshots that are read or taken at the same time may take on disk together, 1048576 or more
     #[arg(long, env = "SWITCHBOARD_SNAPSHOTS_BYTES_MAX", default_value = "8589934592", value_name = "BYTES")]
     pub snapshots_bytes_max: String,
-    /// How many database connections subscribers share that catch up, 1 to 100
+    /// How many database connections snapshots share, 1 to 100; those who catch up have two of their own
     #[arg(long, env = "SWITCHBOARD_READERS_MAX", default_value = "4", value_name = "COUNT")]
     pub readers_max: String,
     /// How long the log keeps a commit, in seconds, 1 or more
@@ -263,7 +263,7 @@ pub struct Config {
     pub snapshots_bytes_max: u64,
     /// How long the rows of one snapshot may be read.
     pub snapshot_patience: Duration,
-    /// How many database connections catching-up subscribers share.
+    /// How many database connections snapshots share.
     pub readers_max: usize,
     /// What the log keeps.
     pub retain: Kept,

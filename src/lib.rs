@@ -88,6 +88,9 @@ use crate::subscriber::Shared;
 /// Connections of the feed's own: one to number and read, one for a snapshot's numbering beside it, one to spare.
 const FEED_CONNECTIONS_MAX: usize = 3;
 
+/// Connections for those who catch up, and for what filters ask: a large snapshot has one of the others for long.
+const CATCH_UP_CONNECTIONS_MAX: usize = 2;
+
 /// Runs a gateway on a bound socket until `stop` resolves, and ends it gracefully within the stop time-out.
 ///
 /// PostgreSQL need not be there; the gateway waits for it, and for its return, for ever.
@@ -97,11 +100,12 @@ pub async fn run(config: Config, socket: TcpListener, stop: impl Future<Output =
     let hub = Arc::new(Hub::bounded(bounds));
     let feed_log = Log::new(&Database::new(&config.database), FEED_CONNECTIONS_MAX);
     let readers = feed_log.with_connections(config.readers_max);
+    let log = feed_log.with_connections(CATCH_UP_CONNECTIONS_MAX);
     let feed = Feed::new(config.clone(), feed_log.clone(), hub.clone(), metrics.clone());
     let store = Store::new(config.snapshot_bytes_max, config.snapshots_bytes_max);
-    let snapshots = Arc::new(Snapshots::new(readers.clone(), feed_log, feed.nudge(), store, config.snapshot_patience));
+    let snapshots = Arc::new(Snapshots::new(readers, feed_log, feed.nudge(), store, config.snapshot_patience));
     let heartbeat = config.heartbeat;
-    let shared = Arc::new(Shared::new(config, hub.clone(), readers, snapshots, metrics));
+    let shared = Arc::new(Shared::new(config, hub.clone(), log, snapshots, metrics));
 
     let stopping = shared.stop.clone();
     let mut feeding = tokio::spawn(feed.run());

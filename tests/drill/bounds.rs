@@ -15,9 +15,9 @@ use crate::writers;
 const EVERY: Duration = Duration::from_millis(300);
 /// How much memory one gateway may take: its history of 2 MiB, a page or two for each reader and each snapshot, and the program.
 const MEMORY_BYTES_MAX: u64 = 200 << 20;
-/// Connections of one gateway: the listener, the feed's three, and four that readers share (`--readers-max`). Twice that, since the
-/// server may not yet know that a killed or cut-off one is gone.
-const CONNECTIONS_MAX: i64 = 2 * (1 + 3 + 4);
+/// Connections of one gateway: the listener, the feed's three, four for snapshots (`--readers-max`), and two for those who catch up. Twice
+/// that, since the server may not yet know that a killed or cut-off one is gone.
+const CONNECTIONS_MAX: i64 = 2 * (1 + 3 + 4 + 2);
 /// How large the log's tables may become on disk.
 const LOG_BYTES_MAX: i64 = 4 << 30;
 /// How full the queue of notifications may be.

@@ -719,10 +719,14 @@ async fn help_names_every_setting_with_its_variable_and_every_number_with_unit_a
             }
             let variable = format!("[env: SWITCHBOARD_{}", flag.to_uppercase().replace('-', "_"));
             assert!(item.contains(&variable), "{command}: {item}");
-            let unit =
-                [("-ms", "in milliseconds"), ("-seconds", "in seconds"), ("bytes-max", "bytes"), ("-max", "How many")]
-                    .into_iter()
-                    .find(|(end, _)| flag.ends_with(end));
+            let units = [
+                ("-ms", "in milliseconds"),
+                ("-seconds", "in seconds"),
+                ("bytes-max", "bytes"),
+                ("weight-max", "may weigh together"),
+                ("-max", "How many"),
+            ];
+            let unit = units.into_iter().find(|(end, _)| flag.ends_with(end));
             if let Some((_, unit)) = unit {
                 assert!(item.contains(unit) && item.contains("[default: "), "{command}: {item}");
             }

@@ -171,9 +171,9 @@ async fn a_heavy_filter_is_judged_beside_the_others_and_misses_nothing() {
     let mut other_table = gateway.follow("table=other").await;
 
     for _ in 0..2 {
-        db.run(&["insert into heavy values ((select count(*) + 1 from heavy), repeat('a', 200000))"]).await;
+        db.run(&["insert into heavy values ((select count(*) + 1 from heavy), repeat('a', 50000))"]).await;
     }
-    db.run(&["insert into heavy values (0, repeat('a', 200000))", "insert into other values (1)"]).await;
+    db.run(&["insert into heavy values (0, repeat('a', 50000))", "insert into other values (1)"]).await;
 
     // Each of the heavy ones has to read two texts sixty times before it has something to say, and one after the other does.
     let mut told = HashMap::new();
@@ -310,8 +310,8 @@ async fn count_changes(client: &mut Client, subs: usize, changes: usize) {
 async fn a_large_row_that_many_filters_select_is_not_held_once_for_each() {
     let db = three_tables().await;
     db.run(&["insert into heavy values (1, '')"]).await;
-    let gateway = Apart::start(&db, &[]).await;
-    // They take nothing: what they are owed has to wait somewhere.
+    let gateway = Apart::start(&db, &["--write-timeout-ms", "1000"]).await;
+    // They take nothing: what they are owed has to wait somewhere, until they are closed for it.
     let clients = follow_all(&gateway, "heavy", 12, 5).await;
     let mut other = gateway.subscribe("table=other&from=now").await;
     other.ready().await;
@@ -322,6 +322,11 @@ async fn a_large_row_that_many_filters_select_is_not_held_once_for_each() {
     assert_eq!(other.changes().await.len(), 1);
     db.run(&["insert into other values (2)"]).await;
     assert_eq!(other.changes().await.len(), 1);
+    until("they are closed", async || {
+        let (_, metrics) = get(gateway.address, "/metrics").await;
+        metrics.lines().any(|line| line == "switchboard_subscribers 1")
+    })
+    .await;
     // Sixty times sixteen would be 960.
     let more = gateway.peak() - before;
     assert!(more < 400, "{more} MiB");
