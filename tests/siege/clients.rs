@@ -1,14 +1,13 @@
 //! Clients for attackers and innocents: plain HTTP byte by byte, and WebSockets that note what they are refused.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
-use tokio_tungstenite::tungstenite::{self, Message};
+use tokio_tungstenite::tungstenite::{self, Message, Utf8Bytes};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
 use crate::attacks::Field;
@@ -112,35 +111,51 @@ impl Line {
         }
     }
 
-    /// A WebSocket whose handshake was sent, which reads nothing from then on.
-    pub async fn frozen(field: &Field, path: &str) -> Option<Line> {
+    /// A WebSocket whose handshake is done, on which frames are written byte by byte.
+    pub async fn websocket(field: &Field, path: &str) -> Option<Line> {
         let headers = "upgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\n\
                        sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
-        Line::say(field, &format!("GET {path} HTTP/1.1\r\nhost: {}\r\n{headers}\r\n", field.address())).await
+        Line::request(field, path, headers).await
     }
 
-    /// Sends a text frame of up to 65,535 bytes, masked with zeros.
-    pub async fn send_text(&mut self, text: &str) -> Option<()> {
-        let length = u16::try_from(text.len()).expect("a message of an attack is short");
-        let mut frame = vec![0x81, 0x80 | 126];
-        frame.extend_from_slice(&length.to_be_bytes());
-        frame.extend_from_slice(&[0; 4]);
-        frame.extend_from_slice(text.as_bytes());
-        self.stream.write_all(&frame).await.ok()
+    /// Sends bytes; none if the connection has ended.
+    pub async fn send(&mut self, bytes: &[u8]) -> Option<()> {
+        self.stream.write_all(bytes).await.ok()
     }
 
-    /// Reads so many bytes at most, again and again with a pause, to the end.
-    pub async fn read_slowly(&mut self, bytes: usize, pause: Duration) {
-        let mut buffer = vec![0; bytes];
-        while self.stream.read(&mut buffer).await.is_ok_and(|count| count > 0) {
-            tokio::time::sleep(pause).await;
-        }
+    /// Sends the same bytes again and again until the gateway ends the connection.
+    pub async fn flood(self, bytes: &[u8], reads: Reads) {
+        let (mut read, mut write) = self.stream.into_split();
+        let writing = async { while write.write_all(bytes).await.is_ok() {} };
+        let reading = async {
+            let mut buffer = vec![0; READ_BYTES];
+            while reads == Reads::Everything && read.read(&mut buffer).await.is_ok_and(|count| count > 0) {}
+        };
+        tokio::join!(writing, reading);
     }
+}
 
-    /// Reads and forgets, to the end.
-    pub async fn drain(&mut self) {
-        self.read_slowly(READ_BYTES, Duration::ZERO).await;
-    }
+/// What a client does with answers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Reads {
+    Everything,
+    Nothing,
+}
+
+/// A text frame of up to 65,535 bytes, masked with zeros.
+pub fn text_frame(text: &str) -> Vec<u8> {
+    let length = u16::try_from(text.len()).expect("a message of an attack is short");
+    let mut frame = vec![0x81, 0x80 | 126];
+    frame.extend_from_slice(&length.to_be_bytes());
+    frame.extend_from_slice(&[0; 4]);
+    frame.extend_from_slice(text.as_bytes());
+    frame
+}
+
+/// The cursor of now, for this table.
+pub async fn cursor(field: &Field, table: &str) -> Option<String> {
+    let mut client = Client::connect(field, &format!("/v1/feed?table={table}&from=now")).await?;
+    client.until_ready().await
 }
 
 /// A WebSocket of an attacker's, which notes every refusal that it is told.
@@ -165,39 +180,49 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Sends a message; none if the connection has ended.
-    pub async fn say(&mut self, message: &Value) -> Option<()> {
-        self.socket.send(Message::text(message.to_string())).await.ok()
-    }
-
-    /// Asks for these subscriptions, all at once, and reads until each is ready or refused. How many are ready.
-    pub async fn subscribe(&mut self, requests: &[Value]) -> Option<usize> {
+    /// Asks for these subscriptions, all at once, and reads until each is ready or refused.
+    pub async fn subscribe(&mut self, requests: &[Value]) -> Option<()> {
         for request in requests {
             self.socket.feed(Message::text(request.to_string())).await.ok()?;
         }
         self.socket.flush().await.ok()?;
-        let (mut ready, mut refused) = (0, 0);
-        while ready + refused < requests.len() {
-            match self.next().await?["type"].as_str() {
-                Some("ready") => ready += 1,
-                Some("error") => refused += 1,
-                _ => {}
-            }
+        let mut answered = 0;
+        while answered < requests.len() {
+            answered += usize::from(["ready", "error"].contains(&self.next().await?.kind()));
         }
-        Some(ready)
+        Some(())
+    }
+
+    /// Reads until the subscription of the address is ready; its cursor then.
+    pub async fn until_ready(&mut self) -> Option<String> {
+        let mut heard = self.next().await?;
+        while heard.kind() != "ready" {
+            heard = self.next().await?;
+        }
+        Some(heard.word("cursor"))
+    }
+
+    /// Reads until a commit has come.
+    pub async fn until_commit(&mut self) -> Option<()> {
+        while self.next().await?.kind() != "commit" {}
+        Some(())
+    }
+
+    /// Reads to the end.
+    pub async fn drain(&mut self) {
+        while self.next().await.is_some() {}
     }
 
     /// The next frame; none at the end. What says no is noted.
-    pub async fn next(&mut self) -> Option<Value> {
+    pub async fn next(&mut self) -> Option<Heard> {
         loop {
             match self.socket.next().await?.ok()? {
                 Message::Text(text) => {
-                    let frame: Value = serde_json::from_str(text.as_str()).ok()?;
-                    if frame["type"] == "error" {
-                        let word = |name: &str| frame[name].as_str().unwrap_or_default().to_owned();
-                        self.field.refused(word("code"), word("message"));
+                    let heard = Heard(text);
+                    if heard.kind() == "error" {
+                        self.field.refused(heard.word("code"), heard.word("message"));
                     }
-                    return Some(frame);
+                    return Some(heard);
                 }
                 Message::Close(Some(frame)) => {
                     self.field.closed(frame.code.into(), frame.reason.as_str());
@@ -207,20 +232,21 @@ impl<'a> Client<'a> {
             }
         }
     }
+}
 
-    /// Reads and forgets, without looking, to the end. Close codes are noted.
-    pub async fn drain(&mut self) {
-        while let Some(Ok(message)) = self.socket.next().await {
-            if let Message::Close(Some(frame)) = message {
-                return self.field.closed(frame.code.into(), frame.reason.as_str());
-            }
-            if let Message::Text(text) = message
-                && text.starts_with(r#"{"type":"error""#)
-                && let Ok(frame) = serde_json::from_str::<Value>(text.as_str())
-            {
-                let word = |name: &str| frame[name].as_str().unwrap_or_default().to_owned();
-                self.field.refused(word("code"), word("message"));
-            }
-        }
+/// A frame of the feed. Attackers take more of them than they could parse, so only what they need is read.
+pub struct Heard(Utf8Bytes);
+
+impl Heard {
+    /// Its type, which stands first, or behind the number of the subscription.
+    pub fn kind(&self) -> &str {
+        let behind = self.0.split_once(r#""type":""#).map_or("", |(_, behind)| behind);
+        behind.split('"').next().unwrap_or_default()
+    }
+
+    /// One of its fields.
+    fn word(&self, name: &str) -> String {
+        let frame: Value = serde_json::from_str(self.0.as_str()).unwrap_or_default();
+        frame[name].as_str().unwrap_or_default().to_owned()
     }
 }

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use switchboard::config::database_config;
 use switchboard::install;
 use switchboard::local::{LocalServer, Options, Programs};
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::{Client, Config, NoTls};
 
 use crate::innocents;
 
@@ -22,7 +23,10 @@ const TABLES: &str = "
     create table prey_rows (id int primary key, v int not null, filler text not null);
     insert into prey_rows select id, 0, repeat('x', 280) from generate_series(1, 3000) as id;
     create table prey_large (id int primary key, filler text not null);
+    insert into prey_large select id, repeat(md5(id::text), 32) from generate_series(1, 16384) as id;
     create role stranger login password 'stranger';";
+/// Makes the attackers' row what it was.
+pub const RESTORE: &str = "update prey set body = 'short', doc = null where id = 1";
 const WATCHED: [&str; 6] = ["innocent_a", "innocent_b", "innocent_few", "prey", "prey_rows", "prey_large"];
 
 /// A server, a database on it that is installed and watched, and its address.
@@ -34,8 +38,8 @@ pub struct Database {
 }
 
 impl Database {
-    /// Starts the server; `large_bytes` is how much the large table holds.
-    pub async fn start(large_bytes: u64) -> Database {
+    /// Starts the server.
+    pub async fn start() -> Database {
         let programs = Programs::find(None, &|_: &str| {}).await.expect("an installation of PostgreSQL");
         let small_queue = programs.version >= SMALL_QUEUE_VERSION;
         let mut settings = vec![("max_connections", "200"), ("shared_buffers", "64MB"), ("max_wal_size", "1GB")];
@@ -51,11 +55,6 @@ impl Database {
         install::install(&mut client, false, None).await.unwrap();
         client.batch_execute(innocents::DEFINITION).await.unwrap();
         client.batch_execute(TABLES).await.unwrap();
-        let fill = format!(
-            "insert into prey_large select id, repeat(md5(id::text), 32) from generate_series(1, {}) as id",
-            large_bytes >> 10
-        );
-        client.batch_execute(&fill).await.unwrap();
         for table in WATCHED {
             install::watch(&mut client, table).await.unwrap();
         }
@@ -68,8 +67,19 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A session by this name, which is not the gateway's.
 pub async fn connect(url: &str, name: &str) -> Client {
-    let mut config = switchboard::config::database_config(url, None).unwrap();
+    let mut config = database_config(url, None).unwrap();
     config.application_name(name);
+    session(&config).await
+}
+
+/// A session of a role that may only connect.
+pub async fn connect_as_stranger(url: &str) -> Client {
+    let mut config = database_config(url, None).unwrap();
+    config.user("stranger").password("stranger").application_name("stranger");
+    session(&config).await
+}
+
+async fn session(config: &Config) -> Client {
     let connecting = tokio::time::timeout(CONNECT_PATIENCE, config.connect(NoTls)).await;
     let (client, connection) = connecting.expect("PostgreSQL answers").expect("a session");
     tokio::spawn(connection);

@@ -35,6 +35,8 @@ pub struct Launcher {
     pub database_url: String,
     /// Settings that win over those of an attack.
     pub overrides: Vec<(String, String)>,
+    /// Whether what the gateway logs is shown.
+    pub shows_log: bool,
 }
 
 /// A running gateway.
@@ -74,6 +76,7 @@ impl Launcher {
         let mut child = command
             .env("DATABASE_URL", &self.database_url)
             .stdout(Stdio::piped())
+            .stderr(if self.shows_log { Stdio::inherit() } else { Stdio::null() })
             .kill_on_drop(true)
             .spawn()
             .expect("the gateway's program starts");

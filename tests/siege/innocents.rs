@@ -34,7 +34,7 @@ const HEALTH_EVERY: Duration = Duration::from_millis(50);
 const VISIT_EVERY: Duration = Duration::from_millis(200);
 /// How long to wait before the next attempt to connect.
 const RETRY_AFTER: Duration = Duration::from_millis(20);
-/// How many violations of one kind are told.
+/// How many different violations of an attack are told.
 const VIOLATIONS_MAX: usize = 20;
 
 /// The tables that the writers write, one each.
@@ -134,6 +134,18 @@ impl Innocents {
         }
     }
 
+    /// Waits until there is a time of each kind.
+    pub async fn have_times(&self) {
+        let waiting = async {
+            while self.common.times.lock().unwrap().lacks_a_kind() {
+                sleep(RETRY_AFTER).await;
+            }
+        };
+        if timeout(PATIENCE, waiting).await.is_err() {
+            self.common.wrong(format!("some of the innocents were not answered within {PATIENCE:?}"));
+        }
+    }
+
     /// The times since the last call.
     pub fn take_times(&self) -> Times {
         std::mem::take(&mut self.common.times.lock().unwrap())
@@ -159,7 +171,7 @@ impl Common {
 
     fn wrong(&self, what: String) {
         let mut violations = self.violations.lock().unwrap();
-        if violations.len() < VIOLATIONS_MAX {
+        if violations.len() < VIOLATIONS_MAX && !violations.contains(&what) {
             violations.push(what);
         }
     }

@@ -29,7 +29,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{sleep, timeout};
+use tokio_postgres::Client;
 
 use crate::attacks::{ATTACKS, Attack, Field};
 use crate::database::{Database, connect};
@@ -43,12 +45,12 @@ use crate::watch::Watch;
 #[derive(Parser)]
 struct Arguments {
     /// How long the timing takes, in seconds, all attacks together; starting, settling and stopping comes on top
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 10)]
     seconds: u64,
     /// Only the attacks whose names begin like this; may be repeated
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
-    /// What to draw from; a new one is drawn where none is given
+    /// Draw the order of the attacks from this number; without it they come as --list tells them
     #[arg(long)]
     seed: Option<u64>,
     /// Fail on times too: a p99 of more than 1.5 times what it was, 2 times in storms
@@ -60,6 +62,9 @@ struct Arguments {
     /// A setting of the gateway's that wins over those of the attacks, as NAME=VALUE: subscribers-max=100000; may be repeated
     #[arg(long, value_name = "NAME=VALUE")]
     set: Vec<String>,
+    /// Show what the gateways log; without it their logs are thrown away
+    #[arg(long)]
+    log: bool,
     /// Kill a gateway that takes more memory than this, in MiB, for the machine's sake
     #[arg(long, default_value_t = 3072)]
     memory_mib_max: u64,
@@ -68,10 +73,6 @@ struct Arguments {
     list: bool,
 }
 
-/// How large the table is that is read as a snapshot: in the short form, and whole.
-const LARGE_BYTES: [u64; 2] = [8 << 20, 128 << 20];
-/// From how many seconds on all is taken whole.
-const WHOLE_FROM_SECONDS: u64 = 120;
 /// Which part of the time the innocents are timed alone: one in so many.
 const CALM_PART: u32 = 8;
 /// Of an attack's share, how much comes behind the attack: one part in so many.
@@ -91,8 +92,25 @@ const STOP_PART: u32 = 4;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    let attacks = match chosen(&arguments.only) {
+    // However it ends, what is dropped takes the gateway and PostgreSQL along.
+    tokio::select! {
+        code = besiege(Arguments::parse()) => code,
+        () = interrupted() => ExitCode::FAILURE,
+    }
+}
+
+/// Waits until somebody has the siege stop early.
+async fn interrupted() {
+    let mut terminate = signal(SignalKind::terminate()).expect("signals can be handled");
+    let mut interrupt = signal(SignalKind::interrupt()).expect("signals can be handled");
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+async fn besiege(arguments: Arguments) -> ExitCode {
+    let mut attacks = match chosen(&arguments.only) {
         Ok(attacks) => attacks,
         Err(mistake) => {
             eprintln!("siege: {mistake}");
@@ -103,9 +121,11 @@ async fn main() -> ExitCode {
         attacks.iter().for_each(|attack| println!("{:20} {}", attack.name, attack.what));
         return ExitCode::SUCCESS;
     }
-    let seed = arguments.seed.unwrap_or_else(|| fastrand::u64(..1 << 32));
-    println!("siege: --seconds {} --seed {seed}, {}", arguments.seconds, arguments.gateway.display());
-    let mut siege = Siege::prepare(&arguments, seed).await;
+    if let Some(seed) = arguments.seed {
+        fastrand::Rng::with_seed(seed).shuffle(&mut attacks);
+    }
+    println!("siege: --seconds {}, {}", arguments.seconds, arguments.gateway.display());
+    let mut siege = Siege::prepare(&arguments).await;
 
     let time = Duration::from_secs(arguments.seconds);
     let calm = siege.time_alone(time / CALM_PART).await;
@@ -120,10 +140,10 @@ async fn main() -> ExitCode {
     let failed = outcomes.iter().filter(|outcome| !outcome.violations(&calm, arguments.strict).is_empty());
     let failed: Vec<&str> = failed.map(|outcome| outcome.attack.name).collect();
     if failed.is_empty() {
-        println!("siege: --seed {seed}: every attack was withstood");
+        println!("siege: every attack was withstood");
         return ExitCode::SUCCESS;
     }
-    println!("siege: --seed {seed}: FAILED: {}", failed.join(", "));
+    println!("siege: FAILED: {}", failed.join(", "));
     ExitCode::FAILURE
 }
 
@@ -152,25 +172,30 @@ fn tell(outcome: &Outcome, calm: &Times, strict: bool) {
 struct Siege {
     stage: Arc<Stage>,
     innocents: Innocents,
-    seed: u64,
+    session: Client,
     _database: Database,
 }
 
 impl Siege {
-    async fn prepare(arguments: &Arguments, seed: u64) -> Siege {
+    async fn prepare(arguments: &Arguments) -> Siege {
         let overrides = arguments.set.iter().map(|setting| {
             let (name, value) = setting.split_once('=').unwrap_or_else(|| panic!("--set {setting}: give NAME=VALUE"));
             (name.to_owned(), value.to_owned())
         });
         let overrides = overrides.collect();
-        let whole = arguments.seconds >= WHOLE_FROM_SECONDS;
-        let database = Database::start(LARGE_BYTES[usize::from(whole)]).await;
+        let database = Database::start().await;
         let watch = Watch::start(connect(&database.url, "siege").await, arguments.memory_mib_max << 20);
-        let launcher = Launcher { program: arguments.gateway.clone(), database_url: database.url.clone(), overrides };
+        let launcher = Launcher {
+            program: arguments.gateway.clone(),
+            database_url: database.url.clone(),
+            overrides,
+            shows_log: arguments.log,
+        };
         let stage = Arc::new(Stage::new(launcher, watch, database.small_queue));
         stage.start(Settings::default()).await;
         let innocents = Innocents::start(&database.url, stage.whereabouts()).await;
-        Siege { stage, innocents, seed, _database: database }
+        let session = connect(&database.url, "siege").await;
+        Siege { stage, innocents, session, _database: database }
     }
 
     /// Times the innocents without an attack.
@@ -178,20 +203,21 @@ impl Siege {
         sleep(WARM_UP).await;
         self.innocents.take_times();
         sleep(time).await;
+        self.innocents.have_times().await;
         self.innocents.settle().await;
         let calm = self.innocents.take_times();
         println!("alone: {}", calm.told());
         let stopped = self.stage.stop().await;
         assert!(stopped.is_ok(), "a gateway without attackers stops: {stopped:?}");
         let violations = self.innocents.take_violations();
-        assert!(!calm.is_empty(), "some of the innocents did nothing");
         assert!(violations.is_empty(), "the innocents have to be well without an attack: {violations:?}");
         calm
     }
 
     /// Makes one attack on a gateway of its own.
     async fn make(&mut self, attack: &'static Attack, share: Duration) -> Outcome {
-        let Siege { stage, innocents, .. } = self;
+        let Siege { stage, innocents, session, .. } = self;
+        session.batch_execute(database::RESTORE).await.expect("the attackers' table is as it was");
         stage.start(attack.settings).await;
         innocents.ready().await;
         sleep(WARM_UP).await;
@@ -199,7 +225,7 @@ impl Siege {
         let usage_before = stage.watch.usage();
         stage.watch.begin();
 
-        let field = Field::new(stage.clone(), attack, share, self.seed);
+        let field = Field::new(stage.clone(), attack, share);
         attack_until(&field, attack, async {
             sleep(share - share / AFTER_PART - share / STOP_PART).await;
             if timeout(LANDING_PATIENCE, field.has_landed()).await.is_err() {
@@ -207,16 +233,16 @@ impl Siege {
             }
         })
         .await;
-        innocents.settle().await;
+        Siege::settle(stage, innocents).await;
         let (during, seen) = (innocents.take_times(), stage.watch.seen());
 
         sleep(share / AFTER_PART).await;
-        innocents.settle().await;
+        Siege::settle(stage, innocents).await;
         let after = innocents.take_times();
         let usage_after = Siege::rest(stage, usage_before.memory_bytes).await;
         let mut violations = Vec::from_iter(stage.ended().await);
 
-        let again = Field::new(stage.clone(), attack, share, self.seed);
+        let again = Field::new(stage.clone(), attack, share);
         let stopped = attack_until(&again, attack, async {
             sleep(STOP_HEAD_START.min(share / STOP_PART)).await;
             stage.stop().await
@@ -224,6 +250,13 @@ impl Siege {
         .await;
         violations.extend(innocents.take_violations());
         Outcome { attack, during, after, usage_before, usage_after, seen, notes: field.notes(), stopped, violations }
+    }
+
+    /// Waits until the innocents have what was committed, unless there is no gateway any more to tell them.
+    async fn settle(stage: &Stage, innocents: &Innocents) {
+        if stage.ended().await.is_none() {
+            innocents.settle().await;
+        }
     }
 
     /// Waits until memory has come back, or no longer. What the gateway uses then.

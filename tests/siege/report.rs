@@ -53,7 +53,7 @@ pub struct Times {
 
 impl Times {
     /// Whether there is nothing of some kind.
-    pub fn is_empty(&self) -> bool {
+    pub fn lacks_a_kind(&self) -> bool {
         [&self.delivery, &self.writes, &self.health, &self.visits].iter().any(|series| series.0.is_empty())
     }
 

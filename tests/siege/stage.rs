@@ -32,17 +32,35 @@ impl Stage {
 
     /// Starts a gateway where none runs.
     pub async fn start(&self, settings: Settings) {
-        let gateway = self.launcher.start(settings, ANY_PORT).await;
-        self.watch.at(gateway.id());
-        self.whereabouts.send_replace(Some(gateway.address));
-        *self.gateway.lock().await = Some(gateway);
+        let mut gateway = self.gateway.lock().await;
+        *gateway = Some(self.begin(settings).await);
+    }
+
+    /// Stops the gateway with SIGTERM, if it runs, and starts another one.
+    pub async fn restart(&self, settings: Settings) -> Result<(), String> {
+        let mut gateway = self.gateway.lock().await;
+        let Some(running) = gateway.take() else { return Ok(()) };
+        let stopped = self.end(running).await;
+        *gateway = Some(self.begin(settings).await);
+        stopped.map(drop)
     }
 
     /// Stops the gateway with SIGTERM; how long that took.
     pub async fn stop(&self) -> Result<Duration, String> {
-        self.whereabouts.send_replace(None);
         let gateway = self.gateway.lock().await.take();
-        let stopped = gateway.expect("a gateway runs").stop().await;
+        self.end(gateway.expect("a gateway runs")).await
+    }
+
+    async fn begin(&self, settings: Settings) -> Gateway {
+        let gateway = self.launcher.start(settings, ANY_PORT).await;
+        self.watch.at(gateway.id());
+        self.whereabouts.send_replace(Some(gateway.address));
+        gateway
+    }
+
+    async fn end(&self, gateway: Gateway) -> Result<Duration, String> {
+        self.whereabouts.send_replace(None);
+        let stopped = gateway.stop().await;
         self.watch.at(None);
         stopped
     }
