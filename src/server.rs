@@ -50,6 +50,8 @@ const DOORBELL_AGE_MAX: Duration = Duration::from_secs(4 * LINK_CHECK_EVERY.as_s
 const REQUEST_BYTES_MAX: usize = 16 << 10;
 /// How long nothing is accepted after the system refused to.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How often to say at most that no connection can be accepted.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 /// What is answered though everything is full.
 const ASK_HOW_IT_IS: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
 
@@ -108,6 +110,7 @@ pub async fn serve(socket: TcpListener, shared: Arc<Shared>) {
     let server = Arc::new(Server { shared, subscribers: TaskTracker::new(), seats, channels });
     let requests = TaskTracker::new();
     let service = TowerToHyperService::new(warp::service(routes(server.clone())));
+    let mut complained = None;
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
@@ -124,7 +127,12 @@ pub async fn serve(socket: TcpListener, shared: Arc<Shared>) {
                 if error.kind() == ErrorKind::ConnectionAborted || error.kind() == ErrorKind::ConnectionReset => {}
             Err(error) => {
                 // Out of file descriptors, most likely: connections that end make room.
-                tracing::error!("cannot accept a connection: {error}; raise the limit on open files if this goes on");
+                if complained.is_none_or(|at: Instant| at.elapsed() >= COMPLAIN_EVERY) {
+                    complained = Some(Instant::now());
+                    tracing::error!(
+                        "cannot accept a connection: {error}; raise the limit on open files if this goes on"
+                    );
+                }
                 places.make_room();
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
@@ -166,7 +174,7 @@ where
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);
-    let mut leaves = false;
+    let (mut leaves, mut stops) = (false, false);
     let mut look_at = Instant::now() + ANSWER_PATIENCE;
     let ended = loop {
         tokio::select! {
@@ -174,9 +182,9 @@ where
             ended = connection.as_mut() => break ended,
             // Its client takes nothing, so it would not end by itself.
             () = cut.cancelled() => return,
-            () = stop.cancelled() => {
+            () = stop.cancelled(), if !stops => {
                 connection.as_mut().graceful_shutdown();
-                break connection.await;
+                (stops, leaves, look_at) = (true, true, Instant::now() + LEAVE_PATIENCE);
             }
             () = place.leave.cancelled(), if !leaves => {
                 if !place.was_asked() {
@@ -188,7 +196,7 @@ where
             () = sleep_until(look_at) => {
                 // One that rests is ended by hyper before that, unless its client has not taken what was written.
                 let overdue = place.since().is_some_and(|since| since.elapsed() >= ANSWER_PATIENCE);
-                if overdue || (leaves && place.is_idle()) {
+                if overdue || (leaves && (place.is_idle() || !place.was_asked())) {
                     return;
                 }
                 look_at = place.since().map_or_else(Instant::now, Instant::from) + ANSWER_PATIENCE;
