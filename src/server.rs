@@ -174,7 +174,7 @@ where
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);
-    let (mut leaves, mut stops) = (false, false);
+    let mut leaves = false;
     let mut look_at = Instant::now() + ANSWER_PATIENCE;
     let ended = loop {
         tokio::select! {
@@ -182,9 +182,9 @@ where
             ended = connection.as_mut() => break ended,
             // Its client takes nothing, so it would not end by itself.
             () = cut.cancelled() => return,
-            () = stop.cancelled(), if !stops => {
+            () = stop.cancelled(), if !leaves => {
                 connection.as_mut().graceful_shutdown();
-                (stops, leaves, look_at) = (true, true, Instant::now() + LEAVE_PATIENCE);
+                (leaves, look_at) = (true, Instant::now() + LEAVE_PATIENCE);
             }
             () = place.leave.cancelled(), if !leaves => {
                 if !place.was_asked() {
